@@ -1,0 +1,98 @@
+"""Memories as a device describes them: main memory, caches and scratchpads. Bank state and queues belong to the simulator."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+
+from hw.errors import HardwareError, nearest
+from hw.part import Part
+from hw.quantity import Bandwidth, Capacity, Count, Duration, Energy, transfer_fs
+
+MEMORIES: dict[str, type[Memory]] = {}
+"""Every memory class by its kind."""
+
+
+def _ratio(value: object) -> Fraction:
+    try:
+        ratio = Fraction(str(value))
+    except (ValueError, ZeroDivisionError) as error:
+        raise HardwareError(f"expected a ratio such as 260/3900 or 0.05, not {value!r}") from error
+    if not 0 <= ratio < 1:
+        raise HardwareError(f"expected a ratio from 0 to below 1, not {value!r}")
+    return ratio
+
+
+Ratio = Annotated[Fraction, BeforeValidator(_ratio), PlainSerializer(str, return_type=str), WithJsonSchema({"type": ["string", "number"]})]
+
+
+class Memory(Part):
+    """`count` instances of `capacity` each; `bandwidth` is the sum over all instances, reads and writes together.
+
+    `energy` is the energy of moving one bit to or from it; None means not modelled.
+    """
+
+    kind: ClassVar[str] = ""
+
+    capacity: Capacity
+    bandwidth: Bandwidth
+    latency: Duration = 0
+    count: Count = 1
+    energy: Energy | None = None
+
+    def __init_subclass__(cls, kind: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if kind:
+            cls.kind = kind
+            MEMORIES[kind] = cls
+
+    @property
+    def total(self) -> int:
+        """Bytes over all instances."""
+        return self.capacity * self.count
+
+    def occupied_fs(self, size: Fraction | int) -> int:
+        """Femtoseconds that moving `size` bytes occupies the memory, latency excluded."""
+        return transfer_fs(size, self.bandwidth) if size else 0
+
+
+class Dram(Memory, kind="dram"):
+    """Main memory behind a shared interface.
+
+    `refresh` is the fraction of time lost to refresh (tRFC / tREFI of the standard named in `source`). `cold_fill`
+    `excluded` leaves the first fill and the last write-back of an operator, which no computation can hide, out of the
+    time, as published array models do; `sharing` `per_operand` gives each operand of a product its own interface of the
+    full bandwidth.
+    """
+
+    standard: str = ""
+    refresh: Ratio = Fraction(0)
+    cold_fill: Literal["counted", "excluded"] = "counted"
+    sharing: Literal["shared", "per_operand"] = "shared"
+
+    def occupied_fs(self, size: Fraction | int) -> int:
+        return transfer_fs(Fraction(size) / (1 - self.refresh), self.bandwidth) if size else 0
+
+
+class Hbm(Dram, kind="hbm"):
+    """Stacked main memory."""
+
+
+class Cache(Memory, kind="cache"):
+    """A cache in front of the main memory, shared by all units."""
+
+
+class Scratchpad(Memory, kind="scratchpad"):
+    """Software-managed memory. `holds` says which operand of a product it serves: `activations`, `weights`, `outputs` or `any`."""
+
+    holds: Literal["activations", "weights", "outputs", "any"] = "any"
+
+
+def memory_class(kind: object) -> type[Memory]:
+    """The class of a memory kind. Raises `HardwareError` with the nearest kind."""
+    if not isinstance(kind, str) or kind not in MEMORIES:
+        hint = nearest(kind, MEMORIES) if isinstance(kind, str) else ""
+        raise HardwareError(f"unknown memory kind {kind!r}, expected one of {', '.join(sorted(MEMORIES))}{hint}")
+    return MEMORIES[kind]

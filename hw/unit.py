@@ -1,0 +1,94 @@
+"""The unit form: one class with all its faces, found by its `kind`.
+
+A unit states its parameters as fields and answers `cycles(work)`; `energy(work)`, `area()`, `golden`, `rtl()` and
+`cases(rng)` are further faces. A face that a unit does not have is `None` ("not modelled"), never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any, ClassVar
+
+from hw.errors import HardwareError, nearest
+from hw.part import Part
+from hw.quantity import Count, Energy, Frequency
+from hw.work import Gemm, Vector, Work
+
+UNITS: dict[str, type[Unit]] = {}
+"""Every unit class by its kind."""
+
+
+class Unit(Part):
+    """A compute unit. `count` identical copies work in lockstep groups; `clock` defaults to the device's.
+
+    `mac_energy` and `operation_energy` are the energies of one multiply-accumulate (by number format) and of one vector
+    operation; None means that the energy of this unit is not modelled.
+    """
+
+    kind: ClassVar[str] = ""
+    executes: ClassVar[frozenset[str]] = frozenset()
+
+    count: Count = 1
+    clock: Frequency | None = None
+    mac_energy: dict[str, Energy] = {}
+    operation_energy: Energy | None = None
+
+    def __init_subclass__(cls, kind: str = "", executes: set[str] | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if kind:
+            cls.kind = kind
+            cls.executes = frozenset(executes or ())
+            UNITS[kind] = cls
+
+    # Faces ------------------------------------------------------------------------------------------------------------
+    def cycles(self, work: Work) -> int:
+        """Cycles of the unit's clock for `work` on one copy of the unit."""
+        raise HardwareError(f"unit kind {self.kind!r} has no cost for {type(work).__name__} work")
+
+    def energy(self, work: Work) -> Fraction | None:
+        """Picojoules of switching for `work`; None where it is not modelled."""
+        match work:
+            case Gemm():
+                per_mac = self.mac_energy.get(work.format)
+                return None if per_mac is None else per_mac * work.macs
+            case Vector():
+                per_op = self.operation_energy
+                return None if per_op is None else per_op * work.elements * (work.operations + work.specials)
+
+    def area(self) -> Any | None:
+        """Characterised area; None where it is not modelled."""
+        return None
+
+    def golden(self, *operands: Any) -> Any | None:
+        """Bit-exact reference arithmetic in numpy; None where it is not modelled."""
+        return None
+
+    def rtl(self) -> Any | None:
+        """An Amaranth component; None where there is none."""
+        return None
+
+    def cases(self, rng: Any) -> Iterator[Any]:
+        """Operands that exercise the golden function and the RTL."""
+        return iter(())
+
+    # What the mapper asks ------------------------------------------------------------------------------------------------
+    def formats(self) -> frozenset[str]:
+        """Number formats that the unit multiplies natively."""
+        return frozenset()
+
+    def macs_per_cycle(self, number_format: str) -> int:
+        """Peak multiply-accumulates per cycle of one copy in a format; 0 when the format is not supported."""
+        return 0
+
+    def operations_per_cycle(self) -> int:
+        """Peak vector operations per cycle of one copy."""
+        return 0
+
+
+def unit_class(kind: object) -> type[Unit]:
+    """The class of a unit kind. Raises `HardwareError` with the nearest kind."""
+    if not isinstance(kind, str) or kind not in UNITS:
+        hint = nearest(kind, UNITS) if isinstance(kind, str) else ""
+        raise HardwareError(f"unknown unit kind {kind!r}, expected one of {', '.join(sorted(UNITS))}{hint}")
+    return UNITS[kind]

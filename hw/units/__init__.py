@@ -1,0 +1,7 @@
+"""Compute units, one file each; importing this package registers them all."""
+
+from hw.units.systolic import Systolic
+from hw.units.tensor_core import TensorCore
+from hw.units.vector import VectorUnit
+
+__all__ = ["Systolic", "TensorCore", "VectorUnit"]
