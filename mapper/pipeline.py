@@ -1,0 +1,178 @@
+"""Tiles through a software pipeline: what a mapping means in time.
+
+A mapping turns one kernel into a stream of tiles, folded where it repeats. Each tile passes through stages (load, compute,
+post-process, store); stage s works on a tile `lags[s]` steps after the first stage did. All stages of one step run at the
+same time and hand their buffers over when the step ends (double buffering): a step lasts as long as its busiest resource.
+`makespan` is therefore a closed form of the stream, and the lowered program takes exactly that long: the mapper and the
+simulator cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from mapper.program import Item, Move, Repeat, Task
+
+T = TypeVar("T")
+
+CONTROL = "control"
+"""The queue of the device's sequencer: it starts each step when the step before has finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A tile's work on one resource: `cycles` of its clock, which take `fs` femtoseconds."""
+
+    name: str
+    on: str
+    cycles: int
+    fs: int
+    moves: tuple[Move, ...] = ()
+    macs: int = 0
+    operations: int = 0
+
+
+Tile = tuple[tuple[Job, ...], ...]
+"""The jobs of one tile, stage by stage."""
+
+Step = tuple[Job, ...]
+"""Jobs that run at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loop(Generic[T]):
+    """`count` repetitions of a stream of tiles or of steps."""
+
+    count: int
+    body: tuple[T | Loop[T], ...]
+
+
+Tiles = tuple["Tile | Loop[Tile]", ...]
+Steps = tuple["Step | Loop[Step]", ...]
+History = tuple["Tile | None", ...]
+
+
+def length(stream: tuple[Any, ...]) -> int:
+    """Number of tiles or steps, repetitions written out."""
+    return sum(item.count * length(item.body) if isinstance(item, Loop) else 1 for item in stream)
+
+
+def pipeline(tiles: Tiles, lags: Sequence[int]) -> Steps:
+    """The steps of a stream of tiles whose stage s works `lags[s]` tiles behind the first.
+
+    The first iterations of a repetition still see tiles from before it and are written out; the rest stays folded.
+    """
+    history: History = (None,) * max(lags)
+    steps, history = _pipe(tiles, history, lags)
+    for _ in range(len(history)):  # drain
+        step, history = _advance(None, history, lags)
+        steps += (step,)
+    return tuple(step for step in steps if step)
+
+
+def _advance(tile: Tile | None, history: History, lags: Sequence[int]) -> tuple[Step, History]:
+    window = (tile, *history)
+    jobs: list[Job] = []
+    for stage, lag in enumerate(lags):
+        if (source := window[lag]) is not None:
+            jobs += source[stage]
+    return tuple(jobs), window[: len(history)]
+
+
+def _pipe(tiles: Tiles, history: History, lags: Sequence[int]) -> tuple[Steps, History]:
+    steps: list[Step | Loop[Step]] = []
+    for item in tiles:
+        if isinstance(item, Loop):
+            peeled = min(item.count, len(history) // length(item.body) + 1)
+            for _ in range(peeled):
+                body, history = _pipe(item.body, history, lags)
+                steps += body
+            if item.count > peeled:
+                body, history = _pipe(item.body, history, lags)
+                steps.append(Loop(item.count - peeled, body))
+        else:
+            step, history = _advance(item, history, lags)
+            steps.append(step)
+    return tuple(steps), history
+
+
+def step_fs(step: Step) -> int:
+    """Femtoseconds of one step: the total of its busiest resource."""
+    if len(step) == 1:
+        return step[0].fs
+    totals: dict[str, int] = {}
+    for job in step:
+        totals[job.on] = totals.get(job.on, 0) + job.fs
+    return max(totals.values(), default=0)
+
+
+def makespan(steps: Steps) -> int:
+    """Femtoseconds of a whole kernel."""
+    return sum(item.count * makespan(item.body) if isinstance(item, Loop) else step_fs(item) for item in steps)
+
+
+def exclude_exposed(steps: Steps, memory: str) -> Steps:
+    """The same steps without the time of those that only move data: the first fill and the last write-back."""
+
+    def untimed(item: Step | Loop[Step]) -> Step | Loop[Step]:
+        if isinstance(item, Loop) or any(job.on != memory for job in item):
+            return item
+        return tuple(replace(job, cycles=0, fs=0) for job in item)
+
+    return tuple(untimed(item) for item in steps)
+
+
+class Lowering:
+    """Writes kernels as tasks, one after the other, on queues that hand over through tokens.
+
+    The control queue starts every step: it waits until all resources of the step before have finished, takes its own time
+    (a kernel launch, a memory latency) and releases the resources of the next step.
+    """
+
+    def __init__(self) -> None:
+        self.active: tuple[str, ...] = ()
+
+    def kernel(self, name: str, steps: Steps, setup: tuple[tuple[str, int], ...] = ()) -> list[Item]:
+        """Tasks of one kernel. `setup` are (name, femtoseconds) that the control queue spends before the first step."""
+        items: list[Item] = [self._control(f"{name}: {what}", fs, ()) for what, fs in setup]
+        items += self._steps(name, steps)
+        return items
+
+    def repeat(self, count: int, write: Callable[[], list[Item]]) -> list[Item]:
+        """`count` copies of what `write` emits. Queues must hand over alike in every copy, so the first stands alone if needed."""
+        entry = self.active
+        items = write()
+        if count == 1:
+            return items
+        if self.active == entry:
+            return [Repeat(count, tuple(items))]
+        body = write()
+        return [*items, Repeat(count - 1, tuple(body))]
+
+    def _steps(self, name: str, steps: Steps) -> list[Item]:
+        items: list[Item] = []
+        for item in steps:
+            if isinstance(item, Loop):
+                items += self.repeat(item.count, partial(self._steps, name, item.body))
+            else:
+                items += self._step(name, item)
+        return items
+
+    def _step(self, name: str, step: Step) -> list[Item]:
+        queues = tuple(sorted({job.on for job in step}))
+        items: list[Item] = [self._control(f"{name}: step", 0, queues)]
+        for queue in queues:
+            jobs = [job for job in step if job.on == queue]
+            for index, job in enumerate(jobs):
+                waits = (f"{queue}.go",) if index == 0 else ()
+                releases = (f"{queue}.done",) if index == len(jobs) - 1 else ()
+                items.append(Task(f"{name}: {job.name}", queue, job.cycles, waits, releases, job.moves, job.macs, job.operations))
+        return items
+
+    def _control(self, name: str, fs: int, starts: tuple[str, ...]) -> Task:
+        waits = tuple(f"{queue}.done" for queue in self.active)
+        self.active = starts
+        return Task(name, CONTROL, fs, waits, tuple(f"{queue}.go" for queue in starts))
