@@ -2,18 +2,22 @@
 
 A unit states its parameters as fields and answers `cycles(work)`; `energy(work)`, `area()`, `golden`, `rtl()` and
 `cases(rng)` are further faces. A face that a unit does not have is `None` ("not modelled"), never 0.
+
+RTL has one ready/valid stream in, `operands`, and one out, `result`. Cycles are counted from the one that accepts the first
+word of a piece of work to the one in which its last result can be taken, with neither stream stalled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
+from hw.area import Area, characterised
 from hw.errors import HardwareError, nearest
 from hw.part import Part
 from hw.quantity import Count, Energy, Frequency
-from hw.work import Gemm, Vector, Work
+from hw.work import Case, Gemm, Vector, Work
 
 UNITS: dict[str, type[Unit]] = {}
 """Every unit class by its kind."""
@@ -28,6 +32,8 @@ class Unit(Part):
 
     kind: ClassVar[str] = ""
     executes: ClassVar[frozenset[str]] = frozenset()
+    execution: ClassVar[str] = "tiles"
+    """How the mapper uses the unit: `tiles` from software-managed scratchpads, or `waves` of thread blocks behind a cache."""
 
     count: Count = 1
     clock: Frequency | None = None
@@ -56,9 +62,9 @@ class Unit(Part):
                 per_op = self.operation_energy
                 return None if per_op is None else per_op * work.elements * (work.operations + work.specials)
 
-    def area(self) -> Any | None:
-        """Characterised area; None where it is not modelled."""
-        return None
+    def area(self) -> Area | None:
+        """Cells and FPGA resources from synthesis of exactly these parameters; None where nothing was synthesised."""
+        return characterised(self)
 
     def golden(self, *operands: Any) -> Any | None:
         """Bit-exact reference arithmetic in numpy; None where it is not modelled."""
@@ -68,9 +74,30 @@ class Unit(Part):
         """An Amaranth component; None where there is none."""
         return None
 
-    def cases(self, rng: Any) -> Iterator[Any]:
-        """Operands that exercise the golden function and the RTL."""
+    def cases(self, rng: Any) -> Iterator[Case]:
+        """Work with operands that exercise the golden function and the RTL; endless, corner cases first. `rng` is numpy's."""
         return iter(())
+
+    @classmethod
+    def samples(cls) -> tuple[Self, ...]:
+        """Small units of this kind that the conformance suite builds and checks; none for a kind without RTL."""
+        return ()
+
+    def encode(self, *operands: Any) -> list[int]:
+        """The words of the stream `operands` for the arguments of `golden`, in the order in which the RTL takes them."""
+        raise HardwareError(f"unit kind {self.kind!r} has no RTL, so its operands have no stream words")
+
+    def results(self, work: Work) -> int:
+        """Words of the stream `result` that `work` produces."""
+        raise HardwareError(f"unit kind {self.kind!r} has no RTL, so it produces no result words")
+
+    def decode(self, words: list[int], work: Work) -> Any:
+        """What `golden` returns, from the words of the stream `result`."""
+        raise HardwareError(f"unit kind {self.kind!r} has no RTL, so there are no result words to read")
+
+    def proofs(self) -> dict[str, Any]:
+        """Theorems about the arithmetic by name, each a `hw.rtl.proof.Theorem` at a size a solver can decide."""
+        return {}
 
     # What the mapper asks ------------------------------------------------------------------------------------------------
     def formats(self) -> frozenset[str]:
@@ -84,6 +111,22 @@ class Unit(Part):
     def operations_per_cycle(self) -> int:
         """Peak vector operations per cycle of one copy."""
         return 0
+
+    def block(self) -> tuple[int, int, int]:
+        """The (m, n, k) in whole multiples of which a product runs best."""
+        return 1, 1, 1
+
+    def stationary(self) -> str:
+        """The operand of a product that stays in the unit: `outputs` or `weights`."""
+        return "outputs"
+
+    def accumulator_bytes(self) -> int:
+        """Bytes of one partial sum."""
+        return 4
+
+    def operand_elements(self, work: Gemm) -> tuple[int, int, int]:
+        """Elements of the left operand, of the right operand and of partial sums that cross the unit's edge for `work`."""
+        return work.m * work.k, work.k * work.n, work.m * work.n
 
 
 def unit_class(kind: object) -> type[Unit]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +39,11 @@ class Vector:
 
 
 Work = Gemm | Vector
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Case:
+    """One piece of work together with its operands: the arguments of a unit's `golden`, numpy arrays of codes or integers."""
+
+    work: Work
+    operands: tuple[Any, ...]

@@ -118,7 +118,7 @@ def exclude_exposed(steps: Steps, memory: str) -> Steps:
     """The same steps without the time of those that only move data: the first fill and the last write-back."""
 
     def untimed(item: Step | Loop[Step]) -> Step | Loop[Step]:
-        if isinstance(item, Loop) or any(job.on != memory for job in item):
+        if isinstance(item, Loop) or any(job.on.split(".")[0] != memory for job in item):
             return item
         return tuple(replace(job, cycles=0, fs=0) for job in item)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
+from typing import ClassVar
 from hw.errors import HardwareError
 from hw.quantity import Count
 from hw.unit import Unit
@@ -14,14 +15,18 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
 
     `macs` is the dense multiply-accumulate rate of one SM per cycle and format; `instruction` the (m, n, k) of one matrix
     instruction at 16-bit operands, in whole multiples of which tiles are computed (k scales inversely with operand width);
-    `shared_bandwidth` bytes per cycle that one SM's shared memory delivers to the warps; `warps` the (rows, columns) grid
+    `shared_bandwidth` bytes per cycle that one SM's shared memory delivers to the warps; `fill_bandwidth` bytes per cycle that
+    one SM receives from the cache; `warps` the (rows, columns) grid
     of warps that divide a thread-block tile, each reading its own rows and columns; `instruction_latency` cycles of one
     dependent instruction.
     """
 
+    execution: ClassVar[str] = "waves"
+
     macs: dict[str, Count]
     instruction: tuple[Count, Count, Count] = (16, 8, 16)
     shared_bandwidth: Count = 128
+    fill_bandwidth: Count = 64
     warps: tuple[Count, Count] = (2, 2)
     instruction_latency: Count = 32
 
@@ -51,6 +56,14 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
         warp_rows, warp_columns = self.warps
         delivered = ceil((m * warp_columns + n * warp_rows) * k * width / self.shared_bandwidth)
         return max(matrix, delivered) + self.instruction_latency * work.closes
+
+    def block(self) -> tuple[int, int, int]:
+        return self.instruction
+
+    def operand_elements(self, work: Gemm) -> tuple[int, int, int]:
+        """Every row of warps reads the right operand, every column of warps the left one; sums stay in registers."""
+        warp_rows, warp_columns = self.warps
+        return work.m * work.k * warp_columns, work.k * work.n * warp_rows, 0
 
     def formats(self) -> frozenset[str]:
         return frozenset(self.macs)

@@ -1,0 +1,74 @@
+"""Operands for units that multiply matrices, and arithmetic modulo a register's width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from hw.bits import Array
+from hw.errors import HardwareError
+from hw.work import Case, Gemm, Vector
+
+
+def wrap(values: Any, bits: int) -> Array:
+    """Integers as a signed register of `bits` keeps them.
+
+    >>> wrap(np.array([127, 128]), 8).tolist()
+    [127, -128]
+    """
+    half = 1 << (bits - 1)
+    return np.asarray((np.asarray(values, np.int64) + half) & ((1 << bits) - 1)) - half
+
+
+def shapes(rng: Any, steps: tuple[int, int, int], largest: int = 2) -> Iterator[tuple[int, int, int]]:
+    """(M, N, K): one, whole steps, one beyond and one below them, odd and random sizes up to `largest` steps and one; endless."""
+    m, n, k = steps
+    yield from ((1, 1, 1), (m, n, k), (m + 1, n, k), (m, n + 1, k), (m, n, k + 1), (1, n, 2 * k), (3, 5, 7))
+    while True:
+        a, b, c = (int(rng.integers(1, largest * step + 2)) for step in steps)
+        yield a, b, c
+
+
+def gemm_cases(
+    rng: Any, number_format: str, left: tuple[int, int], right: tuple[int, int], steps: tuple[int, int, int], largest: int = 2
+) -> Iterator[Case]:
+    """Products of integers in the inclusive ranges `left` and `right`; some at the ends of the ranges only. Right is [K, N]."""
+
+    def draw(limits: tuple[int, int], shape: tuple[int, int], ends: bool) -> Array:
+        low, high = limits
+        return np.asarray(rng.choice(limits, shape) if ends else rng.integers(low, high + 1, shape))
+
+    for number, (m, n, k) in enumerate(shapes(rng, steps, largest)):
+        ends = number % 4 == 1
+        yield Case(Gemm(m, n, k, number_format), (draw(left, (m, k), ends), draw(right, (k, n), ends)))
+
+
+def dot_words(left: Any, right: Any, lanes: int) -> tuple[Array, Array, Array]:
+    """The operands of [M, K] x [K, N] as dot products of `lanes`, padded with zeros along K: one result after the other.
+
+    Returns the left and the right lanes, [words, lanes] each, and [words] where a result is complete.
+    """
+    left, right = np.asarray(left, np.int64), np.asarray(right, np.int64)
+    (m, k), n = left.shape, right.shape[1]
+    steps = -(-k // lanes)
+    rows = np.zeros((2, max(m, n), steps * lanes), np.int64)
+    rows[0, :m, :k], rows[1, :n, :k] = left, right.T
+    a = np.broadcast_to(rows[0, :m, None], (m, n, steps * lanes)).reshape(-1, lanes)
+    b = np.broadcast_to(rows[1, None, :n], (m, n, steps * lanes)).reshape(-1, lanes)
+    return a, b, np.arange(len(a)) % steps == steps - 1
+
+
+def gemm(work: Any) -> Gemm:
+    """`work` as a matrix product. Raises `HardwareError` for any other kind of work."""
+    if isinstance(work, Gemm):
+        return work
+    raise HardwareError(f"this unit multiplies matrices; it has no cost for {type(work).__name__} work")
+
+
+def vector(work: Any) -> Vector:
+    """`work` as a vector of elements. Raises `HardwareError` for any other kind of work."""
+    if isinstance(work, Vector):
+        return work
+    raise HardwareError(f"this unit works on streams of elements; it has no cost for {type(work).__name__} work")

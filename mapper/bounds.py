@@ -1,0 +1,69 @@
+"""Lower bounds: what no mapping on a device can beat, per kernel and for a whole workload.
+
+Three bounds, of which the largest counts. Compute: multiply-accumulates (vector operations) at the peak rate of all units
+that execute them. Bytes: compulsory traffic (weights, the cache that was there before, what enters and leaves) at the peak
+bandwidth of main memory. Latency: one launch and one unloaded memory access per kernel, which run one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from hw.memory import Scratchpad
+from hw.quantity import FS_PER_S, transfer_fs
+from mapper.kernels import Kernel
+from mapper.target import Target
+from mapper.vectorwork import of_kernel
+from workloads import cost
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The parts of a lower bound. Compute is in femtoseconds by kind of work, bytes by operand, latency in femtoseconds."""
+
+    matrix_fs: int
+    vector_fs: int
+    sizes: tuple[Fraction, ...]
+    latency_fs: int
+
+    def scaled(self, count: int) -> Bound:
+        return Bound(self.matrix_fs * count, self.vector_fs * count, tuple(s * count for s in self.sizes), self.latency_fs * count)
+
+
+def kernel_bound(target: Target, kernel: Kernel, number_format: str, latency_fs: int) -> Bound:
+    """The bound of one kernel that computes in `number_format` and needs `latency_fs` to start."""
+    device = target.device
+    macs = cost.macs(kernel.operator) if number_format else 0
+    rate = sum(u.macs_per_cycle(number_format) * u.count * device.unit_clock(n) for n, u in device.units.items() if "gemm" in u.executes)
+    matrix = macs * FS_PER_S // rate if macs else 0
+    works = of_kernel(kernel)
+    operations = sum(w.elements * (w.operations + w.specials) for w in works)
+    lanes = sum(u.operations_per_cycle() * u.count * device.unit_clock(n) for n, u in device.units.items() if "vector" in u.executes)
+    vector = operations * FS_PER_S // lanes if operations else 0
+    if target.private_interfaces:
+        groups = (
+            [o for o in kernel.compulsory if o.position == 0],
+            [o for o in kernel.compulsory if o.position == 1],
+            [o for o in kernel.compulsory if o.position not in (0, 1)],
+        )
+        sizes = tuple(sum((o.size for o in group), Fraction(0)) for group in groups)
+    else:
+        sizes = (sum((o.size for o in kernel.compulsory), Fraction(0)),)
+    return Bound(matrix, vector, sizes, latency_fs)
+
+
+def total_fs(target: Target, bounds: Iterable[Bound]) -> int:
+    """Femtoseconds that all these kernels together cannot beat, however they overlap."""
+    bounds = tuple(bounds)
+    if not bounds:
+        return 0
+    sizes = [sum(column, Fraction(0)) for column in zip(*(b.sizes for b in bounds), strict=True)]
+    if target.excludes_cold_fill:
+        # what fits on the chip may be there before the clock starts, or leave after it stops, in every kernel
+        room = len(bounds) * sum(m.total for m in target.device.memories.values() if isinstance(m, Scratchpad))
+        sizes = [max(Fraction(0), size - room) for size in sizes]
+    bytes_fs = max((transfer_fs(size, target.memory.bandwidth) - 1 for size in sizes if size), default=0)
+    matrix, vector, latency = (sum(getattr(b, part) for b in bounds) for part in ("matrix_fs", "vector_fs", "latency_fs"))
+    return max(matrix, vector, bytes_fs, latency)

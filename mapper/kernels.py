@@ -1,0 +1,178 @@
+"""From operators to kernels: elementwise work and cache appends move into the kernel that produces their input.
+
+A kernel is what one launch (or one run of an array) executes: a main operator, the operators fused behind it, and the
+tensors that it really reads and writes. Intermediate values inside a kernel cost no traffic.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from workloads import cost
+from workloads.format import Format
+from workloads.graph import Graph, Operator, Segment, Tensor
+
+FUSIBLE = frozenset({"elementwise", "append", "copy"})
+"""Kinds that may run behind the operator that produces their input."""
+
+HOSTS = frozenset({"matmul", "grouped_matmul", "norm", "elementwise", "copy", "embedding", "softmax", "conv1d", "scan", "reduce"})
+"""Kinds that may carry fused operators."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """What a kernel reads or writes of one tensor: `elements` of `format`, of a tensor of `total` elements."""
+
+    tensor: str
+    elements: int
+    total: int
+    format: Format
+    role: str
+    position: int = -1  # index among the main operator's inputs; -1 for operands of fused operators and outputs
+
+    @property
+    def bits(self) -> Fraction:
+        return self.elements * self.format.bits
+
+    @property
+    def size(self) -> Fraction:
+        """Bytes moved, exact."""
+        return self.elements * self.format.bits / 8
+
+    @property
+    def whole(self) -> bool:
+        return self.elements >= self.total
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A main operator with the operators fused behind it. `operations` and `specials` are those of the fused operators, in
+    all; `compulsory` lists operands that must come from or go to main memory however well everything else is reused."""
+
+    operator: Operator
+    fused: tuple[Operator, ...]
+    reads: tuple[Operand, ...]
+    writes: tuple[Operand, ...]
+    operations: int
+    specials: int
+    compulsory: tuple[Operand, ...]
+
+    @property
+    def name(self) -> str:
+        return self.operator.name
+
+    @property
+    def kind(self) -> str:
+        return self.operator.kind
+
+    def input(self, position: int) -> Operand:
+        """The operand at an input position of the main operator."""
+        return next(operand for operand in self.reads if operand.position == position)
+
+    @property
+    def flops(self) -> int:
+        return sum(cost.flops(op) for op in (self.operator, *self.fused))
+
+    def __repr__(self) -> str:
+        behind = f" + {', '.join(op.function or op.kind for op in self.fused)}" if self.fused else ""
+        return f"Kernel({self.name}: {self.kind}{behind})"
+
+
+def fuse(graph: Graph) -> list[tuple[Segment, list[Kernel]]]:
+    """Kernels of every segment, in execution order."""
+    consumers: dict[str, int] = {}
+    for segment in graph.segments:
+        for operator in segment.operators:
+            for name in operator.inputs:
+                consumers[name] = consumers.get(name, 0) + 1
+    return [(segment, _fuse_segment(graph, segment, consumers)) for segment in graph.segments]
+
+
+def _fuse_segment(graph: Graph, segment: Segment, consumers: dict[str, int]) -> list[Kernel]:
+    groups: list[list[Operator]] = []
+    producer: dict[str, int] = {}
+    for operator in segment.operators:
+        host = _host(graph, operator, groups, producer, consumers)
+        if host is None:
+            groups.append([operator])
+            host = len(groups) - 1
+        else:
+            groups[host].append(operator)
+        for name in operator.outputs:
+            producer[name] = host
+    return [_kernel(graph, group, consumers) for group in groups]
+
+
+def _host(graph: Graph, operator: Operator, groups: list[list[Operator]], producer: dict[str, int], consumers: dict[str, int]) -> int | None:
+    """The group that `operator` joins: the last one that produces an input of it, when nothing else needs that input."""
+    if operator.kind not in FUSIBLE:
+        return None
+    produced = [(producer[name], name) for name in operator.inputs if name in producer]
+    if not produced:
+        return None
+    host, name = max(produced)
+    tensor = graph.tensors[name]
+    sizes = {graph.tensors[n].elements for n in operator.outputs}
+    private = consumers.get(name, 0) == 1 and name not in graph.outputs
+    same_size = operator.kind == "append" or sizes == {tensor.elements}
+    if groups[host][0].kind in HOSTS and private and same_size and tensor.role == "activation":
+        return host
+    return None
+
+
+def _kernel(graph: Graph, group: list[Operator], consumers: dict[str, int]) -> Kernel:
+    main, fused = group[0], tuple(group[1:])
+    inside = {name for operator in group for name in operator.outputs}
+    reads: dict[str, Operand] = {}
+    for operator in group:
+        for position, tensor in enumerate(graph.reads(operator)):
+            if tensor.name in inside:
+                continue
+            elements = cost.read_elements(operator, tensor, position)
+            index = position if operator is main else -1
+            known = reads.get(tensor.name)
+            if known is None:
+                reads[tensor.name] = Operand(tensor.name, elements, tensor.elements, tensor.format, tensor.role, index)
+            elif elements > known.elements:
+                reads[tensor.name] = Operand(tensor.name, elements, tensor.elements, tensor.format, tensor.role, known.position)
+    used = Counter(name for operator in fused for name in operator.inputs)
+    private = {name for name, uses in used.items() if uses == consumers[name] and name not in graph.outputs}
+    writes: dict[str, Operand] = {}
+    for operator in group:
+        for tensor in graph.writes(operator):
+            if tensor.name in private and tensor.role == "activation":
+                continue  # handed on inside the kernel, nobody else reads it
+            elements = cost.write_elements(operator, tensor)
+            writes[tensor.name] = Operand(tensor.name, elements, tensor.elements, tensor.format, tensor.role)
+    outside = tuple(o for o in reads.values() if o.elements)
+    return Kernel(
+        operator=main,
+        fused=fused,
+        reads=outside,
+        writes=tuple(writes.values()),
+        operations=sum(op["elements"] * op["operations"] for op in fused if op.kind == "elementwise"),
+        specials=sum(op["elements"] * op["specials"] for op in fused if op.kind == "elementwise"),
+        compulsory=tuple(_compulsory(graph, outside, tuple(writes.values()))),
+    )
+
+
+def _compulsory(graph: Graph, reads: tuple[Operand, ...], writes: tuple[Operand, ...]) -> Iterator[Operand]:
+    """Weights, the part of the KV cache that was there before, what enters the graph, and what leaves it or stays in the cache."""
+    for operand in reads:
+        if operand.role == "kv_cache":
+            old = operand.elements * (graph.context - graph.tokens) // graph.context
+            yield replace(operand, elements=old)
+        elif operand.role == "weight" or operand.tensor in graph.inputs:
+            yield operand
+    for operand in writes:
+        if operand.role == "kv_cache" or operand.tensor in graph.outputs:
+            yield operand
+
+
+def tensor_sizes(graph: Graph) -> list[tuple[Tensor, int]]:
+    """Every stored tensor with the bytes of all its instances, largest first."""
+    sizes = [(tensor, tensor.bytes * graph.multiplicity.get(name, 1)) for name, tensor in graph.tensors.items()]
+    return sorted(sizes, key=lambda pair: (-pair[1], pair[0].name))

@@ -1,0 +1,99 @@
+"""Mappings: for every kernel the unit, the tiling and the loop order that were chosen. Readable, editable, byte-stable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from mapper.errors import MappingError
+
+SCHEMA = 1
+
+Value = int | str
+
+
+@dataclass(frozen=True)
+class OperatorMapping:
+    """How one kernel runs: the `unit`, the `family` of loop nest, and its `parameters` (tile sizes, loop order, ...)."""
+
+    operator: str
+    unit: str
+    family: str
+    parameters: MappingType[str, Value]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
+
+    def integer(self, name: str) -> int:
+        """A positive integer parameter. Raises `MappingError` when it is missing or is none."""
+        value = self.parameters.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise MappingError(f"mapping of {self.operator!r}: {name}: expected an integer of at least 1, found {value!r}")
+        return value
+
+    def choice(self, name: str, options: tuple[str, ...]) -> str:
+        """A parameter that is one of `options`."""
+        value = self.parameters.get(name)
+        if not isinstance(value, str) or value not in options:
+            raise MappingError(f"mapping of {self.operator!r}: {name}: expected one of {', '.join(options)}, found {value!r}")
+        return value
+
+    def __str__(self) -> str:
+        return " ".join([self.family, *(f"{key}={value}" for key, value in self.parameters.items())])
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """The mapping of a whole workload onto a device."""
+
+    device: str
+    workload: str
+    operators: tuple[OperatorMapping, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "type": "mapping",
+            "device": self.device,
+            "workload": self.workload,
+            "operators": [
+                {"operator": o.operator, "unit": o.unit, "family": o.family, "parameters": dict(o.parameters)} for o in self.operators
+            ],
+        }
+
+    def dumps(self) -> str:
+        """The saved form: the same mapping is always the same bytes."""
+        return json.dumps(self.to_json(), indent=2) + "\n"
+
+    @classmethod
+    def loads(cls, text: str, where: str = "mapping") -> Mapping:
+        """The mapping in a saved file. Raises `MappingError` naming `where`."""
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise MappingError(f"{where}: not valid JSON: {error}") from None
+        if not isinstance(document, dict) or document.get("type") != "mapping":
+            raise MappingError(f'{where}: expected a saved mapping (a JSON object with "type": "mapping")')
+        if document.get("schema") != SCHEMA:
+            raise MappingError(f"{where}: schema {document.get('schema')!r} cannot be read, expected {SCHEMA}")
+        try:
+            return cls(
+                document["device"],
+                document["workload"],
+                tuple(OperatorMapping(o["operator"], o["unit"], o["family"], o["parameters"]) for o in document["operators"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise MappingError(f"{where}: not a complete saved mapping ({error!r})") from None
+
+    def find(self, operator: str) -> OperatorMapping:
+        """The mapping of one operator. Raises `MappingError` naming it."""
+        for mapping in self.operators:
+            if mapping.operator == operator:
+                return mapping
+        raise MappingError(f"the mapping for {self.workload} on {self.device} has no operator {operator!r}; it was made for another workload")
+
+    def __repr__(self) -> str:
+        return f"Mapping({self.workload} on {self.device}, {len(self.operators)} operators)"

@@ -1,0 +1,342 @@
+"""Tiled products on a unit with scratchpads: the loop nest, its buffers and its cost.
+
+One kernel is `batch` products of [m, k] by [k, n]. Tiles of `m` x `n` x `k` elements are visited in the loop order; the
+innermost loop is the last letter. An operand's tile is loaded when its indices changed since the step before. `hold`
+keeps an operand on chip over the loop that does not index it: `a` (left) over n, `b` (right) over m. When k is not the innermost
+loop, partial sums stay on chip (`sums=local`) or go to main memory and come back (`sums=spill`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from math import ceil, prod
+
+from hw.quantity import FS_PER_S
+from hw.work import Gemm, Vector
+from mapper.kernels import Kernel, Operand
+from mapper.mapping import OperatorMapping
+from mapper.pipeline import Job, Loop, Tile, Tiles
+from mapper.plan import Plan, pieces, tile_sizes
+from mapper.program import Move
+from mapper.target import Target
+
+ORDERS = {"outputs": ("mnk", "nmk"), "weights": ("nkm", "mnk", "nmk")}
+HOLDS = ("none", "a", "b", "ab")
+SUMS = ("local", "spill")
+
+Flags = dict[str, tuple[bool, bool]]
+"""For each loop whether this is its first and its last iteration."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """`count` products of [m, k] by [k, n] in a row."""
+
+    count: int
+    m: int
+    n: int
+    k: int
+
+
+def products(kernel: Kernel) -> tuple[Product, ...]:
+    """The products of a matrix kernel. Experts share their rows as evenly as whole rows allow."""
+    op = kernel.operator
+    if op.kind == "matmul":
+        return (Product(op["batch"], op["m"], op["n"], op["k"]),)
+    each, more = divmod(op["rows"], op["active"])
+    parts = (Product(more, each + 1, op["n"], op["k"]), Product(op["active"] - more, each, op["n"], op["k"]))
+    return tuple(p for p in parts if p.count and p.m)
+
+
+@dataclass(frozen=True)
+class Nest:
+    """One matrix kernel on one unit."""
+
+    target: Target
+    kernel: Kernel
+
+    # The work -------------------------------------------------------------------------------------------------------------
+    @cached_property
+    def products(self) -> tuple[Product, ...]:
+        return products(self.kernel)
+
+    @cached_property
+    def placement(self) -> tuple[str, str]:
+        return self.target.matrix_unit(self.kernel.name, self.left.format, self.right.format)
+
+    @property
+    def unit(self) -> str:
+        return self.placement[0]
+
+    @cached_property
+    def left(self) -> Operand:
+        return self.kernel.input(0)
+
+    @cached_property
+    def right(self) -> Operand:
+        return self.kernel.input(1)
+
+    def _per_element(self, operand: Operand, index: str) -> Fraction:
+        """Bytes of main-memory traffic per logical element of an operand."""
+        elements = sum(p.count * (p.m * p.k if index == "a" else p.k * p.n) for p in self.products)
+        return operand.size / elements
+
+    @cached_property
+    def a_size(self) -> Fraction:
+        return self._per_element(self.left, "a")
+
+    @cached_property
+    def b_size(self) -> Fraction:
+        groups = {p.k * p.n for p in self.products}
+        if len(self.products) == 1 and self.right.elements == groups.copy().pop():
+            return self.right.size / self.right.elements  # one matrix for the whole batch, fetched for each product
+        return self._per_element(self.right, "b")
+
+    @cached_property
+    def results(self) -> int:
+        return sum(p.count * p.m * p.n for p in self.products)
+
+    @cached_property
+    def extra_size(self) -> Fraction:
+        """Bytes per result element of everything else that is read (bias, residual, gate)."""
+        names = {self.left.tensor, self.right.tensor}
+        return Fraction(sum(o.size for o in self.kernel.reads if o.tensor not in names), self.results)
+
+    @cached_property
+    def out_size(self) -> Fraction:
+        return Fraction(sum(o.size for o in self.kernel.writes), self.results)
+
+    @cached_property
+    def epilogue(self) -> tuple[int, int]:
+        """Operations and transcendental functions per result element."""
+        return ceil(Fraction(self.kernel.operations, self.results)), ceil(Fraction(self.kernel.specials, self.results))
+
+    @cached_property
+    def post_unit(self) -> str | None:
+        return self.target.vector_unit(self.kernel.name) if any(self.epilogue) else None
+
+    # Candidates --------------------------------------------------------------------------------------------------------------
+    def candidates(self) -> Iterator[OperatorMapping]:
+        """Every mapping of the search space, whether it fits or not; the space does not depend on capacities or speeds."""
+        unit = self.target.unit(self.unit)
+        bm, bn, bk = unit.block()
+        big = Product(1, max(p.m for p in self.products), self.products[0].n, self.products[0].k)
+        for m in tile_sizes(big.m, max(bm, 32)):
+            for n in tile_sizes(big.n, max(bn, 32)):
+                for k in tile_sizes(big.k, bk if unit.stationary() == "weights" else 64):
+                    trips = {"m": ceil(big.m / m), "n": ceil(big.n / n), "k": ceil(big.k / k)}
+                    seen = set()
+                    for order in ORDERS[unit.stationary()]:
+                        real = "".join(d for d in order if trips[d] > 1)
+                        if real in seen:
+                            continue
+                        seen.add(real)
+                        holds_a = "n" in real and any(d in real[real.index("n") :] for d in "mk")
+                        holds_b = "m" in real and any(d in real[real.index("m") :] for d in "nk")
+                        spills = "k" in real and real[-1] != "k"
+                        for hold in HOLDS:
+                            if ("a" in hold and not holds_a) or ("b" in hold and not holds_b):
+                                continue
+                            for sums in SUMS if spills else SUMS[:1]:
+                                yield OperatorMapping(
+                                    self.kernel.name,
+                                    self.unit,
+                                    "nest",
+                                    {"m": m, "n": n, "k": k, "order": order, "hold": hold, "sums": sums},
+                                )
+
+    # One mapping ---------------------------------------------------------------------------------------------------------------
+    def shape(self, mapping: OperatorMapping, product: Product) -> dict[str, int]:
+        return {d: min(mapping.integer(d), size) for d, size in (("m", product.m), ("n", product.n), ("k", product.k))}
+
+    def footprint(self, mapping: OperatorMapping) -> dict[str, int]:
+        """Bytes that the mapping needs in each scratchpad."""
+        order, hold, sums = mapping.parameters["order"], mapping.parameters["hold"], mapping.parameters["sums"]
+        assert isinstance(order, str) and isinstance(hold, str)
+        unit = self.target.unit(self.unit)
+        needs: dict[str, int] = {}
+        worst = {"activations": 0, "weights": 0, "outputs": 0}
+        for product in self.products:
+            full = {"m": product.m, "n": product.n, "k": product.k}
+            tile = self.shape(mapping, product)
+            trips = {d: ceil(full[d] / tile[d]) for d in full}
+
+            def held(dims: str, over: str, full: dict[str, int] = full, tile: dict[str, int] = tile) -> int:
+                """Elements kept while the loop `over` runs: whole extents inside it, tiles outside."""
+                return prod(full[d] if order.index(d) > order.index(over) else tile[d] for d in dims)
+
+            for operand, dims, over, key, size in (
+                ("activations", "mk", "n", "a", self.a_size),
+                ("weights", "kn", "m", "b", self.b_size),
+            ):
+                piece = prod(tile[d] for d in dims)
+                several = product.count > 1 or any(trips[d] > 1 for d in dims)
+                if key in hold:
+                    elements = held(dims, over)
+                    outer = product.count > 1 or any(trips[d] > 1 for d in dims if order.index(d) < order.index(over))
+                    elements += piece if outer else 0
+                else:
+                    elements = piece * (2 if several else 1)
+                worst[operand] = max(worst[operand], ceil(elements * size))
+            piece = tile["m"] * tile["n"]
+            several = product.count > 1 or trips["m"] > 1 or trips["n"] > 1
+            copies = 2 if several else 1
+            outside = trips["k"] > 1 or (unit.stationary() == "weights" and product.k > unit.block()[2])
+            out = ceil(piece * self.out_size) * copies
+            if trips["k"] > 1 and order[-1] != "k" and any(trips[d] > 1 for d in "mn" if order.index(d) > order.index("k")):
+                elements = held("mn", "k") if sums == "local" else 4 * piece
+                out += elements * unit.accumulator_bytes()
+            elif outside or self.post_unit:
+                out += piece * unit.accumulator_bytes() * (copies if self.post_unit else 1)
+            out += ceil(piece * self.extra_size) * copies
+            worst["outputs"] = max(worst["outputs"], out)
+        for operand, size in worst.items():
+            pad, _ = self.target.pad_capacity(operand, self.unit)
+            needs[pad] = needs.get(pad, 0) + size
+        return needs
+
+    def bound(self, mapping: OperatorMapping) -> int:
+        """Femtoseconds that the mapping cannot beat: total computation plus first load and last store, or total traffic."""
+        order, hold, sums = str(mapping.parameters["order"]), str(mapping.parameters["hold"]), mapping.parameters["sums"]
+        unit, clock = self.target.unit(self.unit), self.target.device.unit_clock(self.unit)
+        bm, bn, bk = unit.block()
+        cycles, sizes = 0, {"activations": Fraction(0), "weights": Fraction(0), "outputs": Fraction(0)}
+        for product in self.products:
+            full = {"m": product.m, "n": product.n, "k": product.k}
+            tile = self.shape(mapping, product)
+            trips = {d: ceil(full[d] / tile[d]) for d in full}
+            real = [d for d in order if trips[d] > 1]
+            a_again = trips["n"] if "a" not in hold and "n" in real and any(d in "mk" for d in real[real.index("n") + 1 :]) else 1
+            b_again = trips["m"] if "b" not in hold and "m" in real and any(d in "nk" for d in real[real.index("m") + 1 :]) else 1
+            results = product.m * product.n * product.count
+            sizes["activations"] += product.m * product.k * product.count * a_again * self.a_size
+            sizes["weights"] += product.n * product.k * product.count * b_again * self.b_size
+            sizes["outputs"] += results * (self.out_size + self.extra_size)
+            if sums == "spill":
+                sizes["outputs"] += 2 * (trips["k"] - 1) * results * unit.accumulator_bytes()
+            resident = tile["m"] <= bm and tile["n"] <= bn if unit.stationary() == "outputs" else tile["k"] <= bk and tile["n"] <= bn
+            number_format = self.placement[1]
+            for m, cm in pieces(product.m, tile["m"]):
+                for n, cn in pieces(product.n, tile["n"]):
+                    for k, ck in pieces(product.k, tile["k"]):
+                        work = Gemm(m, n, k, number_format, not resident, not resident, cold=False, final=False)
+                        cycles += unit.cycles(work) * cm * cn * ck * product.count
+        compute = cycles * FS_PER_S // clock
+        if self.target.excludes_cold_fill:
+            return compute
+        memory = self.target.memory
+        if self.target.private_interfaces:
+            traffic = max(memory.occupied_fs(size) for size in sizes.values())
+        else:
+            traffic = memory.occupied_fs(sum(sizes.values()))
+        first = self.products[0]
+        tile = self.shape(mapping, first)
+        a, b = tile["m"] * tile["k"] * self.a_size, tile["k"] * tile["n"] * self.b_size
+        fill = max(memory.occupied_fs(a), memory.occupied_fs(b)) if self.target.private_interfaces else memory.occupied_fs(a + b)
+        return max(compute + fill, traffic) - len(self.products)
+
+    def plan(self, mapping: OperatorMapping) -> Plan:
+        """The stream of tiles of a mapping. Raises `MappingError` when a parameter is not valid."""
+        order = mapping.choice("order", tuple({o for orders in ORDERS.values() for o in orders}))
+        mapping.choice("hold", HOLDS)
+        mapping.choice("sums", SUMS)
+        tiles: Tiles = ()
+        for index, product in enumerate(self.products):
+            first, last = index == 0, index == len(self.products) - 1
+            tiles += _Tiling(self, mapping, order, product, first, last).tiles()
+        untimed = self.target.main if self.target.excludes_cold_fill else ""
+        lags = (0, 1, 2, 3) if self.post_unit else (0, 1, 1, 2)
+        return Plan(mapping, tiles, lags, self.footprint(mapping), self.target.setup(), untimed)
+
+
+
+class _Tiling:
+    """Writes the tiles of one product."""
+
+    def __init__(self, nest: Nest, mapping: OperatorMapping, order: str, product: Product, first: bool, last: bool) -> None:
+        self.nest, self.product, self.first, self.last = nest, product, first, last
+        self.order = "b" + order
+        self.hold, self.sums = str(mapping.parameters["hold"]), mapping.parameters["sums"]
+        self.full = {"b": product.count, "m": product.m, "n": product.n, "k": product.k}
+        self.tile = {"b": 1, **nest.shape(mapping, product)}
+        self.trips = {d: ceil(self.full[d] / self.tile[d]) for d in self.full}
+        self.unit = nest.target.unit(nest.unit)
+        bm, bn, bk = self.unit.block()
+        weights = self.unit.stationary() == "weights"
+        one_fold = self.tile["n"] <= bn and (self.tile["k"] <= bk if weights else self.tile["m"] <= bm)
+        self.run = ("m" if weights else "k") if one_fold and order[-1] == ("m" if weights else "k") else None
+        self.made: dict[tuple[tuple[bool, bool], ...], Tile] = {}
+
+    def tiles(self) -> Tiles:
+        return self._emit(self.order, {})
+
+    def _emit(self, dims: str, flags: Flags) -> Tiles:
+        if not dims:
+            key = tuple(flags[d] for d in self.order)
+            if key not in self.made:
+                self.made[key] = self._tile(flags)
+            return (self.made[key],)
+        dim, rest, trips = dims[0], dims[1:], self.trips[dims[0]]
+        if trips == 1:
+            return self._emit(rest, {**flags, dim: (True, True)})
+        out = self._emit(rest, {**flags, dim: (True, False)})
+        if trips > 2:
+            middle = self._emit(rest, {**flags, dim: (False, False)})
+            out += (Loop(trips - 2, middle),) if trips > 3 else middle
+        return out + self._emit(rest, {**flags, dim: (False, True)})
+
+    def _changed(self, dims: str, flags: Flags) -> bool:
+        """Whether the tile index over `dims` differs from the step before."""
+        if all(first for first, _ in flags.values()):
+            return True
+        inner_first = True
+        for dim in reversed(self.order):
+            if dim in dims and self.trips[dim] > 1 and inner_first:
+                return True
+            inner_first = inner_first and flags[dim][0]
+        return False
+
+    def _tile(self, flags: Flags) -> Tile:
+        nest, target = self.nest, self.nest.target
+        size = {d: self.full[d] - self.tile[d] * (self.trips[d] - 1) if flags[d][1] else self.tile[d] for d in self.full}
+        m, n, k = size["m"], size["n"], size["k"]
+        load_a = self._changed("bmk", flags) and ("a" not in self.hold or flags["n"][0])
+        load_b = self._changed("bkn", flags) and ("b" not in self.hold or flags["m"][0])
+        k_first, k_last = flags["k"]
+        sum_size = m * n * self.unit.accumulator_bytes()
+        loads: list[Job] = []
+        if load_a:
+            loads.append(target.transfer("load a", "activations", read=m * k * nest.a_size))
+        if load_b:
+            loads.append(target.transfer("load b", "weights", read=k * n * nest.b_size))
+        if k_last and nest.extra_size:
+            loads.append(target.transfer("load extra", "outputs", read=m * n * nest.extra_size))
+        if self.sums == "spill" and not k_first:
+            loads.append(target.transfer("load sums", "outputs", read=sum_size))
+        start = all(first for first, _ in flags.values()) and self.first
+        end = all(last for _, last in flags.values()) and self.last
+        opens = flags[self.run][0] if self.run else True
+        closes = flags[self.run][1] if self.run else True
+        work = Gemm(m, n, k, nest.placement[1], opens, closes, cold=start, final=end)
+        compute = target.multiply("multiply", nest.unit, work, self._scratchpad_moves(work))
+        post: tuple[Job, ...] = ()
+        if nest.post_unit and k_last:
+            post = (target.vector("post-process", nest.post_unit, [Vector(m * n, *nest.epilogue)]),)
+        stores: list[Job] = []
+        if k_last:
+            stores.append(target.transfer("store c", "outputs", written=m * n * nest.out_size))
+        elif self.sums == "spill":
+            stores.append(target.transfer("store sums", "outputs", written=sum_size))
+        return tuple(loads), (compute,), post, tuple(stores)
+
+    def _scratchpad_moves(self, work: Gemm) -> tuple[Move, ...]:
+        nest, target = self.nest, self.nest.target
+        left, right, sums = self.unit.operand_elements(work)
+        return (
+            Move(target.pad_capacity("activations", nest.unit)[0], read=left * nest.left.format.bits / 8),
+            Move(target.pad_capacity("weights", nest.unit)[0], read=right * nest.right.format.bits / 8),
+            Move(target.pad_capacity("outputs", nest.unit)[0], written=sums * self.unit.accumulator_bytes()),
+        )

@@ -1,0 +1,102 @@
+"""A kernel's plan: what a mapping makes of it, ready to be timed and lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from math import ceil
+
+from mapper.mapping import OperatorMapping
+from mapper.pipeline import Loop, Steps, Tiles, exclude_exposed, makespan, pipeline
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tiles through stages with `lags`; `footprint` is the bytes needed in each on-chip memory; `setup` the time before the
+    first step by reason; `untimed` names the memory whose exposed transfers are left out of the time, if any."""
+
+    mapping: OperatorMapping
+    tiles: Tiles
+    lags: tuple[int, ...]
+    footprint: MappingType[str, int] = field(default_factory=dict)
+    setup: tuple[tuple[str, int], ...] = ()
+    untimed: str = ""
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def steps(self) -> Steps:
+        steps = pipeline(self.tiles, self.lags)
+        return exclude_exposed(steps, self.untimed) if self.untimed else steps
+
+    @cached_property
+    def latency_fs(self) -> int:
+        """Femtoseconds from the kernel's start to its end: exactly what the lowered program takes."""
+        return sum(fs for _, fs in self.setup) + makespan(self.steps)
+
+    @cached_property
+    def effort(self) -> MappingType[str, Effort]:
+        """What the kernel does on every unit, and the bytes it moves in every memory."""
+        efforts: dict[str, Effort] = {}
+        _collect(self.tiles, 1, efforts)
+        return efforts
+
+    def traffic(self, memory: str) -> int:
+        """Whole bytes that the kernel moves to and from a memory."""
+        effort = self.effort.get(memory)
+        return ceil(effort.read + effort.written) if effort else 0
+
+
+@dataclass
+class Effort:
+    """Bytes, multiply-accumulates, vector operations and busy femtoseconds of one resource."""
+
+    read: Fraction = Fraction(0)
+    written: Fraction = Fraction(0)
+    macs: int = 0
+    operations: int = 0
+    busy_fs: int = 0
+
+
+def _collect(tiles: Tiles, count: int, efforts: dict[str, Effort]) -> None:
+    for item in tiles:
+        if isinstance(item, Loop):
+            _collect(item.body, count * item.count, efforts)
+            continue
+        for stage in item:
+            for job in stage:
+                effort = efforts.setdefault(job.on, Effort())
+                effort.macs += count * job.macs
+                effort.operations += count * job.operations
+                effort.busy_fs += count * job.fs
+                for move in job.moves:
+                    memory = efforts.setdefault(move.memory, Effort())
+                    memory.read += count * move.read
+                    memory.written += count * move.written
+
+
+def tile_sizes(size: int, block: int) -> list[int]:
+    """Tile sizes to consider for a dimension: doublings of the block below its size, and the whole.
+
+    >>> tile_sizes(300, 64)
+    [64, 128, 256, 300]
+    """
+    sizes = []
+    tile = block
+    while tile < size:
+        sizes.append(tile)
+        tile *= 2
+    return [*sizes, size]
+
+
+
+
+def pieces(size: int, tile: int) -> list[tuple[int, int]]:
+    """(piece, how many) of a dimension cut into tiles.
+
+    >>> pieces(300, 128)
+    [(128, 2), (44, 1)]
+    """
+    whole, rest = divmod(size, tile)
+    return [(tile, whole)] * (whole > 0) + [(rest, 1)] * (rest > 0)

@@ -1,0 +1,84 @@
+"""Choosing a mapping: exact costs for the candidates that a bound cannot rule out.
+
+The space of a kernel depends on its shape and the unit only, never on capacities, bandwidths or clocks, and the candidate
+with the least exact latency is always found. Relaxing any of them can therefore never make the result worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from mapper.errors import CapacityError, MappingError
+from mapper.mapping import OperatorMapping
+from mapper.plan import Plan
+from mapper.target import Target
+
+
+class Space(Protocol):
+    """A family of mappings of one kernel."""
+
+    target: Target
+
+    def candidates(self) -> Iterable[OperatorMapping]: ...
+
+    def footprint(self, mapping: OperatorMapping) -> dict[str, int]: ...
+
+    def bound(self, mapping: OperatorMapping) -> int: ...
+
+    def plan(self, mapping: OperatorMapping) -> Plan: ...
+
+
+def replay(space: Space, mapping: OperatorMapping) -> Plan:
+    """The plan of a given mapping. Raises `MappingError` when it names another unit or kind of loop nest, `CapacityError`
+    when a buffer is too small."""
+    like = next(iter(space.candidates()))
+    if (mapping.unit, mapping.family) != (like.unit, like.family):
+        raise MappingError(
+            f"mapping of {mapping.operator!r}: expected family {like.family!r} on unit {like.unit!r}, found {mapping.family!r} on {mapping.unit!r}"
+        )
+    if missing := sorted(set(like.parameters) - set(mapping.parameters)):
+        raise MappingError(f"mapping of {mapping.operator!r}: missing {', '.join(missing)}")
+    if unknown := sorted(set(mapping.parameters) - set(like.parameters)):
+        raise MappingError(f"mapping of {mapping.operator!r}: unknown {', '.join(unknown)}, expected {', '.join(like.parameters) or 'nothing'}")
+    plan = space.plan(mapping)
+    for pad, need in plan.footprint.items():
+        have = space.target.device.memories[pad].capacity
+        if need > have:
+            raise CapacityError(f"mapping of {mapping.operator!r} ({mapping}) needs {need} B in {pad!r}, which holds {have} B: {need - have} B short")
+    return plan
+
+
+def search(space: Space, name: str) -> Plan:
+    """The plan of least latency; among equals the one that moves fewest bytes, then the first of the space.
+
+    Raises `CapacityError` when no mapping fits, naming the memory and the missing bytes of the one that misses least.
+    """
+    memories = space.target.device.memories
+    fitting: list[tuple[int, int, OperatorMapping]] = []
+    closest: tuple[int, str, int] | None = None
+    for index, mapping in enumerate(space.candidates()):
+        short = [(need - memories[pad].capacity, pad, need) for pad, need in space.footprint(mapping).items() if need > memories[pad].capacity]
+        if short:
+            worst = max(short)
+            closest = worst if closest is None else min(closest, worst)
+        else:
+            fitting.append((space.bound(mapping), index, mapping))
+    if not fitting:
+        assert closest is not None
+        missing, pad, need = closest
+        raise CapacityError(
+            f"operator {name!r}: no mapping fits: the smallest needs {need} B in {pad!r}, which holds "
+            f"{memories[pad].capacity} B ({missing} B short)"
+        )
+    best: Plan | None = None
+    best_key: tuple[int, int, int] | None = None
+    for bound, index, mapping in sorted(fitting, key=lambda entry: entry[:2]):
+        if best_key is not None and bound > best_key[0]:
+            break
+        plan = space.plan(mapping)
+        key = (plan.latency_fs, plan.traffic(space.target.main), index)
+        if best_key is None or key < best_key:
+            best, best_key = plan, key
+    assert best is not None
+    return best

@@ -1,0 +1,378 @@
+"""Kernels on a GPU: thread blocks in waves over the streaming multiprocessors (SMs), behind a cache.
+
+A kernel is a grid of thread blocks, handed to free SMs in order. All blocks of one wave run side by side; while they run, the
+cache feeds them and main memory feeds the cache, so that a wave lasts as long as its slowest resource: the matrix units, the
+vector units, the cache, or main memory. The last wave is shorter in traffic but not in computation (the tail).
+
+The cache holds whole tensors in least-recently-used order between kernels (`resident` names those a kernel finds there).
+Inside a product it keeps one operand, or a panel of it, in half of its capacity, while the other streams; what does not fit
+is read again from main memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from math import ceil
+
+from hw.quantity import FS_PER_S, cycles_to_fs
+from hw.units.tensor_core import TensorCore
+from hw.work import Gemm, Vector
+from mapper.attention import Blocks
+from mapper.errors import MappingError
+from mapper.kernels import Kernel, Operand
+from mapper.mapping import OperatorMapping
+from mapper.nest import products
+from mapper.pipeline import Job, Loop, Tile, Tiles
+from mapper.plan import Plan, tile_sizes
+from mapper.program import Move
+from mapper.target import Target
+from mapper.vectorwork import of_kernel, of_operator, share
+
+STAGES = 3
+"""Slabs of both operands in shared memory at a time: one in use, two on their way."""
+
+SLAB = 32
+"""Elements of k per slab."""
+
+SUM_BYTES = 4
+"""Partial sums are 32-bit floats (or integers)."""
+
+
+@dataclass(frozen=True)
+class Wave:
+    """What the waves of all kernels share."""
+
+    target: Target
+    kernel: Kernel
+    resident: frozenset[str] = frozenset()
+
+    @cached_property
+    def cache_name(self) -> str:
+        cache = self.target.cache
+        if cache is None:
+            raise MappingError(f"{self.target.device.name}: thread blocks need a cache in front of main memory; add a memory of kind cache")
+        return cache[0]
+
+    @cached_property
+    def cache_capacity(self) -> int:
+        assert self.target.cache is not None
+        return self.target.cache[1].total
+
+    def missing(self, operands: tuple[Operand, ...]) -> Fraction:
+        """Bytes of operands that are not in the cache when the kernel starts."""
+        return sum((o.size for o in operands if o.tensor not in self.resident), Fraction(0))
+
+    def main_job(self, read: Fraction, written: Fraction) -> tuple[Job, ...]:
+        return (self.target.transfer("stream", "activations", read, written),) if read + written else ()
+
+    def cache_job(self, read: Fraction, written: Fraction, at_least_fs: int = 0) -> tuple[Job, ...]:
+        fs = max(self.target.cache_fs(read + written), at_least_fs)
+        return (Job("feed", self.cache_name, fs, fs, (Move(self.cache_name, read, written),)),) if fs else ()
+
+    def setup(self) -> tuple[tuple[str, int], ...]:
+        assert self.target.cache is not None
+        latency = self.target.cache[1].latency
+        return (*self.target.setup(), *((("cache", latency),) if latency else ()))
+
+    def vector_share(self, works: tuple[Vector, ...], part: int, total: int) -> tuple[Job, ...]:
+        """Vector work spread over all SMs: one SM's share."""
+        if not works:
+            return ()
+        unit = self.target.vector_unit(self.kernel.name)
+        count = self.target.unit(unit).count
+        job = self.target.vector("vector", unit, [share(w, part, total * count) for w in works])
+        operations = sum(w.elements * (w.operations + w.specials) for w in works) * part // total
+        return (Job(job.name, job.on, job.cycles, job.fs, operations=operations),)
+
+
+@dataclass(frozen=True)
+class WaveProduct(Wave):
+    """A product as waves. Parameters: thread-block tile `m` x `n`, and `split` blocks that share one tile's k."""
+
+    @cached_property
+    def placement(self) -> tuple[str, str]:
+        return self.target.matrix_unit(self.kernel.name, self.kernel.input(0).format, self.kernel.input(1).format)
+
+    @property
+    def unit(self) -> str:
+        return self.placement[0]
+
+    @cached_property
+    def core(self) -> TensorCore:
+        core = self.target.unit(self.unit)
+        assert isinstance(core, TensorCore)
+        return core
+
+    def candidates(self) -> Iterator[OperatorMapping]:
+        shapes = products(self.kernel)
+        m_max, n_max, k_max = (max(getattr(p, d) for p in shapes) for d in "mnk")
+        for m in (16, 32, 64, 128, 256):
+            for n in (32, 64, 128, 256):
+                if m * n > 128 * 256 or (m > 16 and m >= 2 * m_max) or (n > 32 and n >= 2 * n_max):
+                    continue
+                split = 1
+                while split == 1 or (split <= 32 and k_max // split >= 128):
+                    yield OperatorMapping(self.kernel.name, self.unit, "wave", {"m": m, "n": n, "split": split})
+                    split *= 2
+
+    def footprint(self, mapping: OperatorMapping) -> dict[str, int]:
+        """Slabs of both operands in shared memory, sums in registers, per thread block."""
+        m, n = mapping.integer("m"), mapping.integer("n")
+        width = ceil(max(16, self.kernel.input(0).format.element_bits) / 8)
+        shared = self.target.pad_capacity("activations", self.unit)[0]
+        sums = self.target.pad_capacity("outputs", self.unit)[0]
+        needs = {shared: STAGES * (m + n) * SLAB * width}
+        needs[sums] = needs.get(sums, 0) + m * n * SUM_BYTES
+        return needs
+
+    def _blocks(self, mapping: OperatorMapping) -> int:
+        m, n, split = (mapping.integer(p) for p in ("m", "n", "split"))
+        return sum(p.count * ceil(p.m / m) * ceil(p.n / n) * split for p in products(self.kernel))
+
+    def _block_work(self, mapping: OperatorMapping) -> Gemm:
+        shapes = products(self.kernel)
+        m = min(mapping.integer("m"), max(p.m for p in shapes))
+        n = min(mapping.integer("n"), shapes[0].n)
+        return Gemm(m, n, ceil(shapes[0].k / mapping.integer("split")), self.placement[1])
+
+    def bound(self, mapping: OperatorMapping) -> int:
+        waves = ceil(self._blocks(mapping) / self.core.count)
+        return waves * self.target.device.work_fs(self.unit, self._block_work(mapping))
+
+    def main_traffic(self) -> Fraction:
+        """Bytes read from main memory: each missing operand once, and again what the cache cannot keep."""
+        left, right = self.kernel.input(0), self.kernel.input(1)
+        others = tuple(o for o in self.kernel.reads if o.tensor not in (left.tensor, right.tensor))
+        total = self.missing(others)
+        shapes = products(self.kernel)
+        pairs = sum(p.count for p in shapes)
+        half = self.cache_capacity // 2
+        a, b = left.size / pairs, right.size / pairs
+        miss_a = Fraction(left.tensor not in self.resident)
+        miss_b = Fraction(right.tensor not in self.resident)
+        if min(a, b) > half:
+            # panels of one operand stay, the other streams past each of them
+            options = (a * miss_a * ceil(b / half) + b * miss_b, b * miss_b * ceil(a / half) + a * miss_a)
+            return total + min(options) * pairs
+        return total + (a * miss_a + b * miss_b) * pairs
+
+    def cache_traffic(self, mapping: OperatorMapping) -> Fraction:
+        """Bytes that the cache delivers to the SMs: every thread block reads its rows and its columns."""
+        left, right = self.kernel.input(0), self.kernel.input(1)
+        m, n = mapping.integer("m"), mapping.integer("n")
+        total = Fraction(0)
+        for p in products(self.kernel):
+            total += p.count * p.k * p.m * ceil(p.n / n) * left.format.bits / 8
+            total += p.count * p.k * p.n * ceil(p.m / m) * right.format.bits / 8
+        return total
+
+    def plan(self, mapping: OperatorMapping) -> Plan:
+        split, sms = mapping.integer("split"), self.core.count
+        blocks = self._blocks(mapping)
+        work = self._block_work(mapping)
+        cycles = self.core.cycles(work)
+        clock = self.target.device.unit_clock(self.unit)
+        block_fs = cycles_to_fs(cycles, clock)
+        macs = sum(p.count * p.m * p.n * p.k for p in products(self.kernel))
+        results = sum(p.count * p.m * p.n for p in products(self.kernel))
+        read, written = self.main_traffic(), sum((o.size for o in self.kernel.writes), Fraction(0))
+        fed = self.cache_traffic(mapping)
+        partial = Fraction(results * split * SUM_BYTES) if split > 1 else Fraction(0)
+        epilogue = tuple(w for op in self.kernel.fused for w in of_operator(op))
+        fill = ceil(fed / blocks / self.core.fill_bandwidth)  # cycles to feed one thread block
+        shared, _ = self.target.pad_capacity("activations", self.unit)
+        left, right, _ = self.core.operand_elements(work)
+        width = self.kernel.input(0).format.bits / 8
+        shared_read = (left * width + right * self.kernel.input(1).format.bits / 8) * blocks
+        direct = split == 1
+
+        def wave(part: int, before: int) -> Tile:
+            portion = Fraction(part, blocks)
+            mine = macs * (before + part) // blocks - macs * before // blocks
+            tensor = Job("multiply", self.unit, cycles, block_fs, (Move(shared, shared_read * portion, fed * portion),), macs=mine)
+            jobs: tuple[Job, ...] = (tensor,)
+            jobs += self.main_job(read * portion, written * portion if direct else Fraction(0))
+            feed_in = fed * portion
+            feed_out = written * portion if direct else partial * portion
+            jobs += self.cache_job(feed_in, feed_out, cycles_to_fs(fill, clock))
+            if direct:
+                jobs += self.vector_share(epilogue, part, blocks)
+            return (jobs,)
+
+        whole, rest = divmod(blocks, sms)
+        tiles: Tiles = ()
+        if whole:
+            tiles = (Loop(whole, (wave(sms, 0),)),) if whole > 1 else (wave(sms, 0),)
+        if rest:
+            tiles += (wave(rest, whole * sms),)
+        if not direct:
+            reduce = (Vector(results * split, 1), *epilogue)
+            tiles += (((*self.main_job(Fraction(0), written), *self.cache_job(partial, written), *self.vector_share(reduce, 1, 1)),),)
+        return Plan(mapping, tiles, (0,), self.footprint(mapping), self.setup())
+
+
+@dataclass(frozen=True)
+class WaveAttention(Wave):
+    """Attention as waves of thread blocks, each with a block of queries of one key/value head and a `split`th of its keys.
+
+    Parameters: `q` query positions and `k` keys per block, `split`.
+    """
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        return Blocks(self.kernel)
+
+    @cached_property
+    def placement(self) -> tuple[str, str]:
+        return self.target.matrix_unit(self.kernel.name, self.blocks.query.format, self.blocks.cached[-1].format)
+
+    @property
+    def unit(self) -> str:
+        return self.placement[0]
+
+    @cached_property
+    def core(self) -> TensorCore:
+        core = self.target.unit(self.unit)
+        assert isinstance(core, TensorCore)
+        return core
+
+    def candidates(self) -> Iterator[OperatorMapping]:
+        op, group = self.kernel.operator, self.blocks.group
+        smallest = max(1, 16 // group)
+        for q in tile_sizes(op["queries"], smallest):
+            if q > smallest and q * group > 256:
+                continue
+            for k in (64, 128):
+                split = 1
+                while split == 1 or (split <= 256 and op["keys"] // split >= 64):
+                    yield OperatorMapping(self.kernel.name, self.unit, "wave", {"q": q, "k": k, "split": split})
+                    split *= 2
+                    if op["queries"] > 1 and split > 8:
+                        break
+
+    def footprint(self, mapping: OperatorMapping) -> dict[str, int]:
+        """Queries and two blocks of keys and values in shared memory; scores and the running output in registers."""
+        op, b = self.kernel.operator, self.blocks
+        q, k = min(mapping.integer("q"), op["queries"]), min(mapping.integer("k"), op["keys"])
+        shared = self.target.pad_capacity("activations", self.unit)[0]
+        sums = self.target.pad_capacity("outputs", self.unit)[0]
+        head = op["head_dim"] * max(2, ceil(b.query.format.bits / 8))
+        needs = {shared: q * b.group * head + 2 * k * max(ceil(b.key_size), head)}
+        needs[sums] = needs.get(sums, 0) + q * b.group * (k + op["value_dim"]) * SUM_BYTES
+        return needs
+
+    def _lengths(self, mapping: OperatorMapping) -> list[tuple[int, int, int]]:
+        """(rows, key blocks, thread blocks) of each kind of thread block, longest first."""
+        op, split, k = self.kernel.operator, mapping.integer("split"), mapping.integer("k")
+        kinds: dict[tuple[int, int], int] = {}
+        for positions, keys in self.blocks.rows_and_keys(min(mapping.integer("q"), op["queries"])):
+            key = (ceil(ceil(keys / k) / split), positions * self.blocks.group)
+            kinds[key] = kinds.get(key, 0) + self.blocks.heads * split
+        return [(rows, length, count) for (length, rows), count in sorted(kinds.items(), reverse=True)]
+
+    def _block_cycles(self, rows: int, keys: int) -> tuple[int, int]:
+        """Matrix and vector cycles of one key block on one SM."""
+        op, number_format = self.kernel.operator, self.placement[1]
+        matrix = self.core.cycles(Gemm(rows, keys, op["head_dim"], number_format, closes=False))
+        matrix += self.core.cycles(Gemm(rows, op["value_dim"], keys, number_format, closes=False))
+        unit = self.target.unit(self.target.vector_unit(self.kernel.name))
+        vector = unit.cycles(Vector(rows * keys, 4, 1)) + unit.cycles(Vector(rows * op["value_dim"], 2))
+        return matrix, vector
+
+    def bound(self, mapping: OperatorMapping) -> int:
+        k = min(mapping.integer("k"), self.kernel.operator["keys"])
+        cycles = sum(self._block_cycles(rows, k)[0] * length * count for rows, length, count in self._lengths(mapping))
+        return cycles // self.core.count * FS_PER_S // self.target.device.unit_clock(self.unit)
+
+    def plan(self, mapping: OperatorMapping) -> Plan:
+        op, b = self.kernel.operator, self.blocks
+        split, k = mapping.integer("split"), min(mapping.integer("k"), op["keys"])
+        sms, clock = self.core.count, self.target.device.unit_clock(self.unit)
+        vector_name = self.target.vector_unit(self.kernel.name)
+        vector_clock = self.target.device.unit_clock(vector_name)
+        kinds = self._lengths(mapping)
+        weight = sum(length * count for _, length, count in kinds)
+        keys_read = sum(keys for _, keys in b.rows_and_keys(min(mapping.integer("q"), op["queries"])))
+        cached_fed = keys_read * b.key_size * b.heads
+        rows_size = b.heads * op["queries"]
+        cached_once = sum((o.size for o in b.cached), Fraction(0))
+        hit = all(o.tensor in self.resident for o in b.cached)
+        active = min(b.heads, ceil(sms * b.heads / max(1, sum(count for _, _, count in kinds)))) if kinds else 1
+        per_head = cached_once / b.heads
+        fits = per_head * active <= self.cache_capacity // 2
+        cached_read = Fraction(0) if hit else (cached_once if fits else cached_fed)
+        names = {o.tensor for o in b.cached}
+        read = cached_read + self.missing(tuple(o for o in self.kernel.reads if o.tensor not in names))
+        fed = cached_fed + b.row_size * rows_size
+        written = b.out_size * rows_size
+        partial = Fraction(rows_size * b.group * (op["value_dim"] + 2) * split * SUM_BYTES) if split > 1 else Fraction(0)
+        macs_all = sum(rows * length * k * count * (op["head_dim"] + op["value_dim"]) for rows, length, count in kinds)
+
+        # deal thread blocks to SMs, longest first; a wave lasts as long as its longest block
+        waves: list[tuple[int, int, int, int]] = []  # (rows, key blocks of the longest, key blocks in all, repetitions)
+        open_rows, open_length, open_used, open_weight = 0, 0, 0, 0
+        for rows, length, count in kinds:
+            if open_used:
+                take = min(count, sms - open_used)
+                open_used, open_weight, count = open_used + take, open_weight + take * length, count - take
+                if open_used == sms:
+                    waves.append((open_rows, open_length, open_weight, 1))
+                    open_used = 0
+            if count >= sms:
+                waves.append((rows, length, length * sms, count // sms))
+                count %= sms
+            if count:
+                open_rows, open_length, open_used, open_weight = rows, length, count, count * length
+        if open_used:
+            waves.append((open_rows, open_length, open_weight, 1))
+
+        tiles: Tiles = ()
+        for rows, length, size, repetitions in waves:
+            matrix, vector = self._block_cycles(rows, k)
+            portion = Fraction(size, weight)
+            out = written * portion if split == 1 else Fraction(0)
+            per_block = fed * portion * length / size  # bytes that the longest thread block receives
+            fill = cycles_to_fs(ceil(per_block / self.core.fill_bandwidth), clock)
+            operations = size * rows * (k * 5 + op["value_dim"] * 2)
+            macs = macs_all * size // weight
+            jobs: tuple[Job, ...] = (
+                Job("q k, p v", self.unit, matrix * length, cycles_to_fs(matrix * length, clock), macs=macs),
+                Job("softmax", vector_name, vector * length, cycles_to_fs(vector * length, vector_clock), operations=operations),
+            )
+            jobs += self.main_job(read * portion, out)
+            jobs += self.cache_job(fed * portion, out if split == 1 else partial * portion, fill)
+            tile: Tile = (jobs,)
+            tiles += (Loop(repetitions, (tile,)),) if repetitions > 1 else (tile,)
+        if split > 1:
+            merge = (Vector(rows_size * b.group * op["value_dim"] * split, 2),)
+            tiles += (((*self.main_job(Fraction(0), written), *self.cache_job(partial, written), *self.vector_share(merge, 1, 1)),),)
+        return Plan(mapping, tiles, (0,), self.footprint(mapping), self.setup())
+
+
+@dataclass(frozen=True)
+class WaveStream(Wave):
+    """Elementwise, normalising, gathering and copying kernels: as fast as memory, cache or vector units allow. No parameters."""
+
+    @cached_property
+    def unit(self) -> str:
+        return self.target.vector_unit(self.kernel.name) if of_kernel(self.kernel) else self.target.main
+
+    def candidates(self) -> Iterator[OperatorMapping]:
+        yield OperatorMapping(self.kernel.name, self.unit, "wave", {})
+
+    def footprint(self, mapping: OperatorMapping) -> dict[str, int]:
+        return {}
+
+    def bound(self, mapping: OperatorMapping) -> int:
+        return 0
+
+    def plan(self, mapping: OperatorMapping) -> Plan:
+        read = sum((o.size for o in self.kernel.reads), Fraction(0))
+        written = sum((o.size for o in self.kernel.writes), Fraction(0))
+        jobs = self.main_job(self.missing(self.kernel.reads), written)
+        jobs += self.cache_job(read, written)
+        jobs += self.vector_share(of_kernel(self.kernel), 1, 1)
+        return Plan(mapping, ((jobs,),), (0,), {}, self.setup())
