@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BeforeValidator, SerializeAsAny, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_serializer, model_validator
 
 import hw.units  # noqa: F401 - registers the unit kinds
 from hw.errors import HardwareError, nearest
@@ -79,7 +79,7 @@ class Device(Part):
     power: Power | None = None
     price: float | None = None
     process_nm: int | None = None
-    constants: dict[str, Constant] = {}
+    constants: dict[str, Constant] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Device:
@@ -144,7 +144,7 @@ class Device(Part):
         """Plain data with quantities spelled with their units; defaults are left out."""
         data = self.model_dump(mode="json", exclude_defaults=True)
         for group, parts in (("units", self.units), ("memories", self.memories)):
-            data[group] = {n: {"kind": type(p).kind, **{k: v for k, v in data[group].get(n, {}).items()}} for n, p in parts.items()}
+            data[group] = {n: {"kind": type(p).kind, **data[group].get(n, {})} for n, p in parts.items()}
         return data
 
     def to_yaml(self) -> str:
@@ -185,7 +185,8 @@ class Device(Part):
         data = self.to_dict()
         for path, value in settings.items():
             _assign(self, data, path, value)
-        return Device.from_dict(data, where=f"{self.name} with {', '.join(f'{k}={v}' for k, v in settings.items())}" if settings else self.name)
+        changes = ", ".join(f"{path}={value}" for path, value in settings.items())
+        return Device.from_dict(data, where=f"{self.name} with {changes}" if changes else self.name)
 
     @property
     def digest(self) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, ClassVar, Self
 
+from pydantic import Field
+
 from hw.area import Area, characterised
 from hw.errors import HardwareError, nearest
 from hw.part import Part
@@ -37,7 +39,7 @@ class Unit(Part):
 
     count: Count = 1
     clock: Frequency | None = None
-    mac_energy: dict[str, Energy] = {}
+    mac_energy: dict[str, Energy] = Field(default_factory=dict)
     operation_energy: Energy | None = None
 
     def __init_subclass__(cls, kind: str = "", executes: set[str] | None = None, **kwargs: Any) -> None:

@@ -65,5 +65,4 @@ def total_fs(target: Target, bounds: Iterable[Bound]) -> int:
         room = len(bounds) * sum(m.total for m in target.device.memories.values() if isinstance(m, Scratchpad))
         sizes = [max(Fraction(0), size - room) for size in sizes]
     bytes_fs = max((transfer_fs(size, target.memory.bandwidth) - 1 for size in sizes if size), default=0)
-    matrix, vector, latency = (sum(getattr(b, part) for b in bounds) for part in ("matrix_fs", "vector_fs", "latency_fs"))
-    return max(matrix, vector, bytes_fs, latency)
+    return max(sum(b.matrix_fs for b in bounds), sum(b.vector_fs for b in bounds), bytes_fs, sum(b.latency_fs for b in bounds))

@@ -106,7 +106,9 @@ def _fuse_segment(graph: Graph, segment: Segment, consumers: dict[str, int]) -> 
     return [_kernel(graph, group, consumers) for group in groups]
 
 
-def _host(graph: Graph, operator: Operator, groups: list[list[Operator]], producer: dict[str, int], consumers: dict[str, int]) -> int | None:
+def _host(
+    graph: Graph, operator: Operator, groups: list[list[Operator]], producer: dict[str, int], consumers: dict[str, int]
+) -> int | None:
     """The group that `operator` joins: the last one that produces an input of it, when nothing else needs that input."""
     if operator.kind not in FUSIBLE:
         return None

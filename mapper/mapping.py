@@ -93,7 +93,7 @@ class Mapping:
         for mapping in self.operators:
             if mapping.operator == operator:
                 return mapping
-        raise MappingError(f"the mapping for {self.workload} on {self.device} has no operator {operator!r}; it was made for another workload")
+        raise MappingError(f"the mapping of {self.workload} on {self.device} has no operator {operator!r}: it is for another workload")
 
     def __repr__(self) -> str:
         return f"Mapping({self.workload} on {self.device}, {len(self.operators)} operators)"

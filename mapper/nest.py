@@ -154,8 +154,7 @@ class Nest:
 
     def footprint(self, mapping: OperatorMapping) -> dict[str, int]:
         """Bytes that the mapping needs in each scratchpad."""
-        order, hold, sums = mapping.parameters["order"], mapping.parameters["hold"], mapping.parameters["sums"]
-        assert isinstance(order, str) and isinstance(hold, str)
+        order, hold, sums = (str(mapping.parameters[name]) for name in ("order", "hold", "sums"))
         unit = self.target.unit(self.unit)
         needs: dict[str, int] = {}
         worst = {"activations": 0, "weights": 0, "outputs": 0}
@@ -181,21 +180,19 @@ class Nest:
                 else:
                     elements = piece * (2 if several else 1)
                 worst[operand] = max(worst[operand], ceil(elements * size))
-            piece = tile["m"] * tile["n"]
+            piece, wide = tile["m"] * tile["n"], unit.accumulator_bytes()
             several = product.count > 1 or trips["m"] > 1 or trips["n"] > 1
             copies = 2 if several else 1
             outside = trips["k"] > 1 or (unit.stationary() == "weights" and product.k > unit.block()[2])
-            out = ceil(piece * self.out_size) * copies
+            out = ceil(piece * self.out_size) * copies + ceil(piece * self.extra_size) * copies
             if trips["k"] > 1 and order[-1] != "k" and any(trips[d] > 1 for d in "mn" if order.index(d) > order.index("k")):
-                elements = held("mn", "k") if sums == "local" else 4 * piece
-                out += elements * unit.accumulator_bytes()
+                out += (held("mn", "k") if sums == "local" else 4 * piece) * wide
             elif outside or self.post_unit:
-                out += piece * unit.accumulator_bytes() * (copies if self.post_unit else 1)
-            out += ceil(piece * self.extra_size) * copies
+                out += piece * wide * (copies if self.post_unit else 1)
             worst["outputs"] = max(worst["outputs"], out)
-        for operand, size in worst.items():
+        for operand, need in worst.items():
             pad, _ = self.target.pad_capacity(operand, self.unit)
-            needs[pad] = needs.get(pad, 0) + size
+            needs[pad] = needs.get(pad, 0) + need
         return needs
 
     def bound(self, mapping: OperatorMapping) -> int:

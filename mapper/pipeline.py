@@ -18,8 +18,8 @@ from mapper.program import Item, Move, Repeat, Task
 
 T = TypeVar("T")
 
-CONTROL = "control"
-"""The queue of the device's sequencer: it starts each step when the step before has finished."""
+LAUNCH = "launch"
+"""The queue of the device's sequencer: it launches kernels and starts each step when the step before has finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def exclude_exposed(steps: Steps, memory: str) -> Steps:
 class Lowering:
     """Writes kernels as tasks, one after the other, on queues that hand over through tokens.
 
-    The control queue starts every step: it waits until all resources of the step before have finished, takes its own time
+    The launch queue starts every step: it waits until all resources of the step before have finished, takes its own time
     (a kernel launch, a memory latency) and releases the resources of the next step.
     """
 
@@ -136,8 +136,8 @@ class Lowering:
         self.active: tuple[str, ...] = ()
 
     def kernel(self, name: str, steps: Steps, setup: tuple[tuple[str, int], ...] = ()) -> list[Item]:
-        """Tasks of one kernel. `setup` are (name, femtoseconds) that the control queue spends before the first step."""
-        items: list[Item] = [self._control(f"{name}: {what}", fs, ()) for what, fs in setup]
+        """Tasks of one kernel. `setup` are (name, femtoseconds) that the launch queue spends before the first step."""
+        items: list[Item] = [self._go(f"{name}: {what}", fs, ()) for what, fs in setup]
         items += self._steps(name, steps)
         return items
 
@@ -163,7 +163,7 @@ class Lowering:
 
     def _step(self, name: str, step: Step) -> list[Item]:
         queues = tuple(sorted({job.on for job in step}))
-        items: list[Item] = [self._control(f"{name}: step", 0, queues)]
+        items: list[Item] = [self._go(f"{name}: step", 0, queues)]
         for queue in queues:
             jobs = [job for job in step if job.on == queue]
             for index, job in enumerate(jobs):
@@ -172,7 +172,7 @@ class Lowering:
                 items.append(Task(f"{name}: {job.name}", queue, job.cycles, waits, releases, job.moves, job.macs, job.operations))
         return items
 
-    def _control(self, name: str, fs: int, starts: tuple[str, ...]) -> Task:
+    def _go(self, name: str, fs: int, starts: tuple[str, ...]) -> Task:
         waits = tuple(f"{queue}.done" for queue in self.active)
         self.active = starts
-        return Task(name, CONTROL, fs, waits, tuple(f"{queue}.go" for queue in starts))
+        return Task(name, LAUNCH, fs, waits, tuple(f"{queue}.go" for queue in starts))

@@ -18,7 +18,8 @@ from mapper.target import Target
 class Space(Protocol):
     """A family of mappings of one kernel."""
 
-    target: Target
+    @property
+    def target(self) -> Target: ...
 
     def candidates(self) -> Iterable[OperatorMapping]: ...
 
@@ -35,17 +36,18 @@ def replay(space: Space, mapping: OperatorMapping) -> Plan:
     like = next(iter(space.candidates()))
     if (mapping.unit, mapping.family) != (like.unit, like.family):
         raise MappingError(
-            f"mapping of {mapping.operator!r}: expected family {like.family!r} on unit {like.unit!r}, found {mapping.family!r} on {mapping.unit!r}"
+            f"mapping of {mapping.operator!r}: expected {like.family!r} on unit {like.unit!r}, found {mapping.family!r} on {mapping.unit!r}"
         )
-    if missing := sorted(set(like.parameters) - set(mapping.parameters)):
-        raise MappingError(f"mapping of {mapping.operator!r}: missing {', '.join(missing)}")
-    if unknown := sorted(set(mapping.parameters) - set(like.parameters)):
-        raise MappingError(f"mapping of {mapping.operator!r}: unknown {', '.join(unknown)}, expected {', '.join(like.parameters) or 'nothing'}")
+    if set(like.parameters) != set(mapping.parameters):
+        expected, found = (", ".join(m.parameters) or "none" for m in (like, mapping))
+        raise MappingError(f"mapping of {mapping.operator!r}: expected the parameters {expected}, found {found}")
     plan = space.plan(mapping)
     for pad, need in plan.footprint.items():
         have = space.target.device.memories[pad].capacity
         if need > have:
-            raise CapacityError(f"mapping of {mapping.operator!r} ({mapping}) needs {need} B in {pad!r}, which holds {have} B: {need - have} B short")
+            raise CapacityError(
+                f"mapping of {mapping.operator!r} ({mapping}) needs {need} B in {pad!r}, which holds {have} B: {need - have} B short"
+            )
     return plan
 
 
@@ -58,7 +60,8 @@ def search(space: Space, name: str) -> Plan:
     fitting: list[tuple[int, int, OperatorMapping]] = []
     closest: tuple[int, str, int] | None = None
     for index, mapping in enumerate(space.candidates()):
-        short = [(need - memories[pad].capacity, pad, need) for pad, need in space.footprint(mapping).items() if need > memories[pad].capacity]
+        needs = space.footprint(mapping).items()
+        short = [(need - memories[pad].capacity, pad, need) for pad, need in needs if need > memories[pad].capacity]
         if short:
             worst = max(short)
             closest = worst if closest is None else min(closest, worst)

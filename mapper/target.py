@@ -13,7 +13,7 @@ from hw.quantity import FS_PER_S, cycles_to_fs, transfer_fs
 from hw.unit import Unit
 from hw.work import Gemm, Vector
 from mapper.errors import MappingError
-from mapper.pipeline import CONTROL, Job
+from mapper.pipeline import LAUNCH, Job
 from mapper.program import Move
 from workloads.format import Format
 
@@ -48,7 +48,7 @@ class Target:
     @cached_property
     def queues(self) -> dict[str, int]:
         """Every resource of the device that tasks run on, with its clock in hertz."""
-        queues = {CONTROL: FS_PER_S}
+        queues = {LAUNCH: FS_PER_S}
         if self.private_interfaces:
             queues |= {self.interface(operand): FS_PER_S for operand in ("activations", "weights", "outputs")}
         else:
@@ -109,7 +109,7 @@ class Target:
         return Job(name, unit, cycles, cycles_to_fs(cycles, self.device.unit_clock(unit)), moves, operations=operations)
 
     def setup(self) -> tuple[tuple[str, int], ...]:
-        """What the control queue spends before a kernel's first step: its launch, and one unloaded memory access."""
+        """What the launch queue spends before a kernel's first step: its launch, and one unloaded memory access."""
         parts = (("launch", self.device.launch), ("first access", self.memory.latency))
         return tuple((what, fs) for what, fs in parts if fs)
 
@@ -146,11 +146,11 @@ def compute_format(supported: frozenset[str], a: Format, b: Format) -> str | Non
     integers = {"int", "ternary"}
     if a.family in integers and b.family in integers:
         need = max(a.element_bits, b.element_bits)
-        fits = sorted((int(name[3:]), name) for name in supported if name.startswith("int") and int(name[3:]) >= need)
-        if fits:
-            return fits[0][1]
+        integer = min((n for n in supported if n.startswith("int") and int(n[3:]) >= need), key=lambda n: int(n[3:]), default=None)
+        if integer:
+            return integer
     floats = [f for f in (a, b) if f.family in ("float", "lossless")]
     need = max([f.element_bits for f in floats] + ([16] if len(floats) < 2 or a.family != b.family else []) or [16])
     named = [f.name for f in floats]
-    fits = sorted((bits, name not in named, name) for name, bits in _FLOAT_BITS.items() if name in supported and bits >= need)
-    return fits[0][2] if fits else None
+    fits = [(bits, name not in named, name) for name, bits in _FLOAT_BITS.items() if name in supported and bits >= need]
+    return min(fits)[2] if fits else None

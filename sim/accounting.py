@@ -19,9 +19,9 @@ class Ledger:
     """Accumulates busy time and stalls of the resources of one program."""
 
     def __init__(self, queues: Iterable[str]) -> None:
-        self.free: dict[str, int] = {q: 0 for q in queues}
+        self.free: dict[str, int] = dict.fromkeys(queues, 0)
         self.cause: dict[str, str] = {q: q for q in self.free}
-        self.busy: dict[str, int] = {q: 0 for q in self.free}
+        self.busy: dict[str, int] = dict.fromkeys(self.free, 0)
         self.stalls: dict[str, dict[str, int]] = {q: {} for q in self.free}
 
     def start(self, queue: str, tokens: Iterable[Token]) -> tuple[int, str]:

@@ -14,7 +14,6 @@ from collections import deque
 from mapper.errors import MappingError
 from mapper.program import Item, Program, Repeat, Task, flatten, stored
 from sim.accounting import Ledger, Token, deadlock
-
 from sim.trace import Fold, Span, Trace
 
 

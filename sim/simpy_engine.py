@@ -43,9 +43,9 @@ def simulate(program: Program, processes: Sequence[Process] = ()) -> Trace:
             start, cause = ledger.start(queue, tokens)
             duration = program.duration(task)
             if duration:
-                begin = env.now
+                begin = int(env.now)
                 yield env.timeout(duration)
-                spans.append(Span(queue, task.name, begin, env.now))
+                spans.append(Span(queue, task.name, begin, int(env.now)))
             token = ledger.finish(queue, start, duration, cause)
             for name in task.releases:
                 channel(name).put(token)

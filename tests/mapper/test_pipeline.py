@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hw.quantity import FS_PER_S
-from mapper.pipeline import CONTROL, Job, Loop, Lowering, exclude_exposed, length, makespan, pipeline
+from mapper.pipeline import LAUNCH, Job, Loop, Lowering, exclude_exposed, length, makespan, pipeline
 from mapper.program import Program
 from sim import simulate
 
@@ -20,7 +20,7 @@ def tile(load, compute, store):
 
 
 def program(steps, setup=()):
-    queues = {CONTROL: FS_PER_S, "dram": FS_PER_S, "array": FS_PER_S, "vector": FS_PER_S}
+    queues = {LAUNCH: FS_PER_S, "dram": FS_PER_S, "array": FS_PER_S, "vector": FS_PER_S}
     return Program(queues, tuple(Lowering().kernel("k", steps, setup)))
 
 
@@ -79,7 +79,7 @@ def test_repeated_kernels_with_different_last_resources_hand_over(count):
     lowering = Lowering()
     first, last = (tile(3, 0, 0)[0],), (tile(0, 5, 0)[1],)
     items = lowering.repeat(count, lambda: [*lowering.kernel("a", first), *lowering.kernel("b", last)])
-    queues = {CONTROL: FS_PER_S, "dram": FS_PER_S, "array": FS_PER_S}
+    queues = {LAUNCH: FS_PER_S, "dram": FS_PER_S, "array": FS_PER_S}
     for engine in ("fast", "simpy"):
         assert simulate(Program(queues, tuple(items)), engine).makespan == count * 8
 
