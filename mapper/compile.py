@@ -209,6 +209,7 @@ def _assumptions(graph: Graph, target: Target, placed: list[Placed]) -> tuple[st
             f"the {target.cache[0]} keeps whole tensors, least recently used first out; results are written through to {target.main}"
         )
         notes.append("all thread blocks of a wave take equally long; clocks stay at their rated value (no power throttling)")
+        notes.append("GPU kernel times follow from the data sheet and the mechanism alone; they are not validated against measurements")
     else:
         notes.append(f"intermediate results go through {target.main} unless the operators are fused")
         notes.append("scratchpads deliver what the units consume: their ports and banks are not modelled")

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from hw.device import Device
 from hw.memory import Cache, Dram, Memory
-from hw.quantity import FS_PER_S, cycles_to_fs, transfer_fs
+from hw.quantity import FS_PER_S, cycles_to_fs
 from hw.unit import Unit
 from hw.work import Gemm, Vector
 from mapper.errors import MappingError
@@ -119,11 +119,6 @@ class Target:
         if name is None:
             raise MappingError(f"{self.device.name}: unit {unit!r} has no scratchpad that holds {operand}; add one and link it to the unit")
         return name, self.device.memories[name].capacity
-
-    def cache_fs(self, size: Fraction | int) -> int:
-        """Femtoseconds that moving bytes occupies the cache."""
-        assert self.cache is not None
-        return transfer_fs(size, self.cache[1].bandwidth) if size else 0
 
 
 _FLOAT_BITS = {"fp64": 64, "fp32": 32, "tf32": 32, "fp16": 16, "bf16": 16, "fp8": 8, "fp8-e4m3": 8, "fp8-e5m2": 8, "fp4": 4}

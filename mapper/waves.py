@@ -17,7 +17,8 @@ from fractions import Fraction
 from functools import cached_property
 from math import ceil
 
-from hw.quantity import FS_PER_S, cycles_to_fs
+from hw.memory import Cache
+from hw.quantity import FS_PER_S, cycles_to_fs, transfer_fs
 from hw.units.tensor_core import TensorCore
 from hw.work import Gemm, Vector
 from mapper.attention import Blocks
@@ -50,16 +51,11 @@ class Wave:
     resident: frozenset[str] = frozenset()
 
     @cached_property
-    def cache_name(self) -> str:
-        cache = self.target.cache
-        if cache is None:
+    def cache(self) -> tuple[str, Cache]:
+        """The cache and its name. Raises `MappingError` for a device without one."""
+        if self.target.cache is None:
             raise MappingError(f"{self.target.device.name}: thread blocks need a cache in front of main memory; add a memory of kind cache")
-        return cache[0]
-
-    @cached_property
-    def cache_capacity(self) -> int:
-        assert self.target.cache is not None
-        return self.target.cache[1].total
+        return self.target.cache
 
     def missing(self, operands: tuple[Operand, ...]) -> Fraction:
         """Bytes of operands that are not in the cache when the kernel starts."""
@@ -69,12 +65,13 @@ class Wave:
         return (self.target.transfer("stream", "activations", read, written),) if read + written else ()
 
     def cache_job(self, read: Fraction, written: Fraction, at_least_fs: int = 0) -> tuple[Job, ...]:
-        fs = max(self.target.cache_fs(read + written), at_least_fs)
-        return (Job("feed", self.cache_name, fs, fs, (Move(self.cache_name, read, written),)),) if fs else ()
+        size = read + written
+        fs = max(transfer_fs(size, self.cache[1].bandwidth) if size else 0, at_least_fs)
+        name = self.cache[0]
+        return (Job("feed", name, fs, fs, (Move(name, read, written),)),) if fs else ()
 
     def setup(self) -> tuple[tuple[str, int], ...]:
-        assert self.target.cache is not None
-        latency = self.target.cache[1].latency
+        latency = self.cache[1].latency
         return (*self.target.setup(), *((("cache", latency),) if latency else ()))
 
     def vector_share(self, works: tuple[Vector, ...], part: int, total: int) -> tuple[Job, ...]:
@@ -149,7 +146,7 @@ class WaveProduct(Wave):
         total = self.missing(others)
         shapes = products(self.kernel)
         pairs = sum(p.count for p in shapes)
-        half = self.cache_capacity // 2
+        half = self.cache[1].total // 2
         a, b = left.size / pairs, right.size / pairs
         miss_a = Fraction(left.tensor not in self.resident)
         miss_b = Fraction(right.tensor not in self.resident)
@@ -302,7 +299,7 @@ class WaveAttention(Wave):
         hit = all(o.tensor in self.resident for o in b.cached)
         active = min(b.heads, ceil(sms * b.heads / max(1, sum(count for _, _, count in kinds)))) if kinds else 1
         per_head = cached_once / b.heads
-        fits = per_head * active <= self.cache_capacity // 2
+        fits = per_head * active <= self.cache[1].total // 2
         cached_read = Fraction(0) if hit else (cached_once if fits else cached_fed)
         names = {o.tensor for o in b.cached}
         read = cached_read + self.missing(tuple(o for o in self.kernel.reads if o.tensor not in names))
