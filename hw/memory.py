@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from hw.errors import HardwareError, nearest
 from hw.part import Part
-from hw.quantity import Bandwidth, Capacity, Count, Duration, Energy, transfer_fs
+from hw.quantity import FS_PER_S, Bandwidth, Capacity, Count, Duration, Energy, transfer_fs
 
 MEMORIES: dict[str, type[Memory]] = {}
 """Every memory class by its kind."""
@@ -73,7 +73,9 @@ class Dram(Memory, kind="dram"):
     sharing: Literal["shared", "per_operand"] = "shared"
 
     def occupied_fs(self, size: Fraction | int) -> int:
-        return transfer_fs(Fraction(size) / (1 - self.refresh), self.bandwidth) if size else 0
+        lost, whole = self.refresh.numerator, self.refresh.denominator
+        numerator, denominator = (size, 1) if isinstance(size, int) else (size.numerator, size.denominator)
+        return -(-numerator * whole * FS_PER_S // (denominator * (whole - lost) * self.bandwidth))
 
 
 class Hbm(Dram, kind="hbm"):

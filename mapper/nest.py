@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import ceil, prod
+from typing import Any
 
 from hw.quantity import FS_PER_S
 from hw.work import Gemm, Vector
@@ -115,6 +116,43 @@ class Nest:
         return ceil(Fraction(self.kernel.operations, self.results)), ceil(Fraction(self.kernel.specials, self.results))
 
     @cached_property
+    def pads(self) -> dict[str, str]:
+        """The scratchpad of each operand."""
+        return {operand: self.target.pad_capacity(operand, self.unit)[0] for operand in ("activations", "weights", "outputs")}
+
+    @cached_property
+    def _made(self) -> dict[Any, Job]:
+        return {}
+
+    def transfer(self, name: str, operand: str, elements: int, size: Fraction | int, store: bool = False) -> Job:
+        """A transfer of `elements` of `size` bytes each; equal ones are made once."""
+        key = (name, elements)
+        if key not in self._made:
+            total = elements * size
+            self._made[key] = self.target.transfer(name, operand, written=total) if store else self.target.transfer(name, operand, read=total)
+        return self._made[key]
+
+    def multiply(self, work: Gemm) -> Job:
+        """A tile's product with the scratchpad accesses it makes; equal ones are made once."""
+        if work not in self._made:
+            unit = self.target.unit(self.unit)
+            left, right, sums = unit.operand_elements(work)
+            moves = (
+                Move(self.pads["activations"], read=left * self.left.format.bits / 8),
+                Move(self.pads["weights"], read=right * self.right.format.bits / 8),
+                Move(self.pads["outputs"], written=sums * unit.accumulator_bytes()),
+            )
+            self._made[work] = self.target.multiply("multiply", self.unit, work, moves)
+        return self._made[work]
+
+    def post_process(self, elements: int) -> Job:
+        """The epilogue of a tile; equal ones are made once."""
+        if elements not in self._made:
+            assert self.post_unit is not None
+            self._made[elements] = self.target.vector("post-process", self.post_unit, [Vector(elements, *self.epilogue)])
+        return self._made[elements]
+
+    @cached_property
     def post_unit(self) -> str | None:
         return self.target.vector_unit(self.kernel.name) if any(self.epilogue) else None
 
@@ -191,8 +229,7 @@ class Nest:
                 out += piece * wide * (copies if self.post_unit else 1)
             worst["outputs"] = max(worst["outputs"], out)
         for operand, need in worst.items():
-            pad, _ = self.target.pad_capacity(operand, self.unit)
-            needs[pad] = needs.get(pad, 0) + need
+            needs[self.pads[operand]] = needs.get(self.pads[operand], 0) + need
         return needs
 
     def bound(self, mapping: OperatorMapping) -> int:
@@ -297,43 +334,31 @@ class _Tiling:
         return False
 
     def _tile(self, flags: Flags) -> Tile:
-        nest, target = self.nest, self.nest.target
+        nest = self.nest
         size = {d: self.full[d] - self.tile[d] * (self.trips[d] - 1) if flags[d][1] else self.tile[d] for d in self.full}
         m, n, k = size["m"], size["n"], size["k"]
         load_a = self._changed("bmk", flags) and ("a" not in self.hold or flags["n"][0])
         load_b = self._changed("bkn", flags) and ("b" not in self.hold or flags["m"][0])
         k_first, k_last = flags["k"]
-        sum_size = m * n * self.unit.accumulator_bytes()
+        wide = self.unit.accumulator_bytes()
         loads: list[Job] = []
         if load_a:
-            loads.append(target.transfer("load a", "activations", read=m * k * nest.a_size))
+            loads.append(nest.transfer("load a", "activations", m * k, nest.a_size))
         if load_b:
-            loads.append(target.transfer("load b", "weights", read=k * n * nest.b_size))
+            loads.append(nest.transfer("load b", "weights", k * n, nest.b_size))
         if k_last and nest.extra_size:
-            loads.append(target.transfer("load extra", "outputs", read=m * n * nest.extra_size))
+            loads.append(nest.transfer("load extra", "outputs", m * n, nest.extra_size))
         if self.sums == "spill" and not k_first:
-            loads.append(target.transfer("load sums", "outputs", read=sum_size))
+            loads.append(nest.transfer("load sums", "outputs", m * n, wide))
         start = all(first for first, _ in flags.values()) and self.first
         end = all(last for _, last in flags.values()) and self.last
         opens = flags[self.run][0] if self.run else True
         closes = flags[self.run][1] if self.run else True
         work = Gemm(m, n, k, nest.placement[1], opens, closes, cold=start, final=end)
-        compute = target.multiply("multiply", nest.unit, work, self._scratchpad_moves(work))
-        post: tuple[Job, ...] = ()
-        if nest.post_unit and k_last:
-            post = (target.vector("post-process", nest.post_unit, [Vector(m * n, *nest.epilogue)]),)
+        post = (nest.post_process(m * n),) if nest.post_unit and k_last else ()
         stores: list[Job] = []
         if k_last:
-            stores.append(target.transfer("store c", "outputs", written=m * n * nest.out_size))
+            stores.append(nest.transfer("store c", "outputs", m * n, nest.out_size, store=True))
         elif self.sums == "spill":
-            stores.append(target.transfer("store sums", "outputs", written=sum_size))
-        return tuple(loads), (compute,), post, tuple(stores)
-
-    def _scratchpad_moves(self, work: Gemm) -> tuple[Move, ...]:
-        nest, target = self.nest, self.nest.target
-        left, right, sums = self.unit.operand_elements(work)
-        return (
-            Move(target.pad_capacity("activations", nest.unit)[0], read=left * nest.left.format.bits / 8),
-            Move(target.pad_capacity("weights", nest.unit)[0], read=right * nest.right.format.bits / 8),
-            Move(target.pad_capacity("outputs", nest.unit)[0], written=sums * self.unit.accumulator_bytes()),
-        )
+            stores.append(nest.transfer("store sums", "outputs", m * n, wide, store=True))
+        return tuple(loads), (nest.multiply(work),), post, tuple(stores)

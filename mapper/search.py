@@ -80,6 +80,8 @@ def search(space: Space, name: str) -> Plan:
         if best_key is not None and bound > best_key[0]:
             break
         plan = space.plan(mapping)
+        if best_key is not None and plan.latency_fs > best_key[0]:
+            continue
         key = (plan.latency_fs, plan.traffic(space.target.main), index)
         if best_key is None or key < best_key:
             best, best_key = plan, key

@@ -157,13 +157,13 @@ class WaveProduct(Wave):
         return total + (a * miss_a + b * miss_b) * pairs
 
     def cache_traffic(self, mapping: OperatorMapping) -> Fraction:
-        """Bytes that the cache delivers to the SMs: every thread block reads its rows and its columns."""
+        """Bytes that the cache delivers: every thread block reads its rows, every cluster of thread blocks its columns."""
         left, right = self.kernel.input(0), self.kernel.input(1)
         m, n = mapping.integer("m"), mapping.integer("n")
         total = Fraction(0)
         for p in products(self.kernel):
             total += p.count * p.k * p.m * ceil(p.n / n) * left.format.bits / 8
-            total += p.count * p.k * p.n * ceil(p.m / m) * right.format.bits / 8
+            total += p.count * p.k * p.n * ceil(ceil(p.m / m) / self.core.cluster) * right.format.bits / 8
         return total
 
     def plan(self, mapping: OperatorMapping) -> Plan:

@@ -18,7 +18,7 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
     `shared_bandwidth` bytes per cycle that one SM's shared memory delivers to the warps; `fill_bandwidth` bytes per cycle that
     one SM receives from the cache; `warps` the (rows, columns) grid
     of warps that divide a thread-block tile, each reading its own rows and columns; `instruction_latency` cycles of one
-    dependent instruction.
+    dependent instruction; `cluster` the thread blocks, neighbours along the rows, that one read of the cache serves (multicast).
     """
 
     execution: ClassVar[str] = "waves"
@@ -29,6 +29,7 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
     fill_bandwidth: Count = 64
     warps: tuple[Count, Count] = (2, 2)
     instruction_latency: Count = 32
+    cluster: Count = 1
 
     def cycles(self, work: Work) -> int:
         """Cycles of one SM for one thread-block tile: the larger of matrix rate and shared-memory operand delivery,

@@ -133,7 +133,7 @@ def test_a_scratchpad_that_holds_no_tile_is_named():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"workload": "gemm:8x8x8:fp16", "device": "systolic-32"}, MappingError, "multiplies fp16 by fp16, which no unit of systolic-32 does"),
+        ({"workload": "gemm:8x8x8:fp16", "device": "systolic-32"}, MappingError, "multiplies fp16 by fp16, which no unit of systolic-32"),
         ({"workload": "gemm:8x8x8", "device": "a100"}, HardwareError, "did you mean `a100-80g`"),
         ({"workload": "llama-2-7", "device": "a100-80g"}, WorkloadError, "did you mean `llama-2-7b`"),
         ({"workload": "gemm:8x8x8", "device": "a100-80g", "engine": "quick"}, MappingError, "expected one of simpy, fast"),
