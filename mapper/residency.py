@@ -4,33 +4,39 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from math import ceil
 
 from mapper.kernels import Kernel
 
 
 class Residency:
-    """A fully associative cache of whole tensors. A tensor larger than the cache never stays."""
+    """A fully associative cache of whole tensors. What it holds is the longest run of most recently used tensors that fits, so
+    that a larger cache always holds at least as much; a tensor that is larger than the cache pushes everything out."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.held: OrderedDict[str, int] = OrderedDict()
+        self.held: OrderedDict[str, int] = OrderedDict()  # least recent first
+        self.partial: set[str] = set()
 
     def run(self, kernel: Kernel) -> frozenset[str]:
         """The tensors that a kernel finds; afterwards its own are the most recently used."""
-        hits = frozenset(o.tensor for o in kernel.reads if o.tensor in self.held)
+        hits = frozenset(o.tensor for o in kernel.reads if o.tensor in self.held and o.tensor not in self.partial)
         for operand in (*kernel.reads, *kernel.writes):
             self.held.pop(operand.tensor, None)
-            size = -(-operand.size // 1)
-            if operand.whole and size <= self.capacity:
-                self.held[operand.tensor] = size
-        while sum(self.held.values()) > self.capacity:
-            self.held.popitem(last=False)
+            self.held[operand.tensor] = ceil(operand.size)
+            self.partial.discard(operand.tensor)
+            if not operand.whole:
+                self.partial.add(operand.tensor)
+        room = self.capacity
+        for name in reversed(list(self.held)):
+            room -= self.held[name]
+            if room < 0:
+                del self.held[name]
         return hits
 
     def forget(self, names: Iterable[str]) -> None:
-        """Drop tensors of which the next run of a body has another instance (its weights and caches)."""
-        for name in names:
-            self.held.pop(name, None)
+        """Tensors of which the next run of a body has another instance (its weights and caches) take room but are not found."""
+        self.partial.update(names)
 
 
 def residents(bodies: list[tuple[int, list[Kernel]]], capacity: int) -> list[list[frozenset[str]]]:
