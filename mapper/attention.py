@@ -19,6 +19,7 @@ from mapper.mapping import OperatorMapping
 from mapper.pipeline import Job, Loop, Tile, Tiles
 from mapper.plan import Plan, pieces, tile_sizes
 from mapper.target import Target
+from workloads.cost import attended_keys
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,7 @@ class Blocks:
     @cached_property
     def key_size(self) -> Fraction:
         """Bytes of one key with its value, per key/value head."""
-        op = self.kernel.operator
-        keys = min(op["keys"], op["window"]) if op["window"] and op["queries"] == 1 else op["keys"]
-        return sum((o.size for o in self.cached), Fraction(0)) / (self.heads * keys)
+        return sum((o.size for o in self.cached), Fraction(0)) / (self.heads * attended_keys(self.kernel.operator))
 
     @cached_property
     def row_size(self) -> Fraction:
@@ -161,7 +160,8 @@ class Flash:
                 made[rows, keys] = self._stream(rows, keys, k)
             body += made[rows, keys]
         tiles: Tiles = (Loop(self.blocks.heads, body),) if self.blocks.heads > 1 else body
-        return Plan(mapping, tiles, (0, 1, 2, 3, 4), self.footprint(mapping), self.target.setup())
+        untimed = self.target.main if self.target.excludes_cold_fill else ""
+        return Plan(mapping, tiles, (0, 1, 2, 3, 4), self.footprint(mapping), self.target.setup(), untimed)
 
     def _stream(self, rows: int, keys: int, block: int) -> Tiles:
         """The tiles of one block of queries: the first also loads them, the last also writes their result."""

@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from hw.memory import Scratchpad
 from hw.quantity import FS_PER_S, transfer_fs
+from hw.work import Vector
 from mapper.kernels import Kernel
 from mapper.target import Target
 from mapper.vectorwork import of_kernel
@@ -38,20 +39,28 @@ def kernel_bound(target: Target, kernel: Kernel, number_format: str, latency_fs:
     macs = cost.macs(kernel.operator) if number_format else 0
     rate = sum(u.macs_per_cycle(number_format) * u.count * device.unit_clock(n) for n, u in device.units.items() if "gemm" in u.executes)
     matrix = macs * FS_PER_S // rate if macs else 0
-    works = of_kernel(kernel)
-    operations = sum(w.elements * (w.operations + w.specials) for w in works)
-    lanes = sum(u.operations_per_cycle() * u.count * device.unit_clock(n) for n, u in device.units.items() if "vector" in u.executes)
-    vector = operations * FS_PER_S // lanes if operations else 0
-    if target.private_interfaces:
-        groups = (
-            [o for o in kernel.compulsory if o.position == 0],
-            [o for o in kernel.compulsory if o.position == 1],
-            [o for o in kernel.compulsory if o.position not in (0, 1)],
-        )
-        sizes = tuple(sum((o.size for o in group), Fraction(0)) for group in groups)
+    vector = _vector_fs(target, of_kernel(kernel))
+    total = sum((o.size for o in kernel.compulsory), Fraction(0))
+    if not target.private_interfaces:
+        sizes: tuple[Fraction, ...] = (total,)
+    elif kernel.kind in ("matmul", "grouped_matmul"):
+        left, right = (sum((o.size for o in kernel.compulsory if o.position == p), Fraction(0)) for p in (0, 1))
+        sizes = (left, right, total - left - right)
     else:
-        sizes = (sum((o.size for o in kernel.compulsory), Fraction(0)),)
+        sizes = (total / 3,) * 3
     return Bound(matrix, vector, sizes, latency_fs)
+
+
+def _vector_fs(target: Target, works: tuple[Vector, ...]) -> int:
+    """Femtoseconds of vector work spread over all units that execute it, at their peak rates."""
+    if not works:
+        return 0
+    rate = Fraction(0)
+    for name, unit in target.device.units.items():
+        if "vector" in unit.executes:
+            cycles = sum((unit.least_cycles(work) for work in works), Fraction(0))
+            rate += unit.count * target.device.unit_clock(name) / cycles if cycles else 0
+    return int(FS_PER_S / rate) if rate else 0
 
 
 def total_fs(target: Target, bounds: Iterable[Bound]) -> int:

@@ -69,8 +69,9 @@ class Kernel:
         return self.operator.kind
 
     def input(self, position: int) -> Operand:
-        """The operand at an input position of the main operator."""
-        return next(operand for operand in self.reads if operand.position == position)
+        """The operand at an input position of the main operator; a tensor that enters twice is one operand."""
+        name = self.operator.inputs[position]
+        return next(operand for operand in self.reads if operand.tensor == name)
 
     @property
     def flops(self) -> int:
@@ -88,10 +89,11 @@ def fuse(graph: Graph) -> list[tuple[Segment, list[Kernel]]]:
         for operator in segment.operators:
             for name in operator.inputs:
                 consumers[name] = consumers.get(name, 0) + 1
-    return [(segment, _fuse_segment(graph, segment, consumers)) for segment in graph.segments]
+    seen: dict[str, int] = {}
+    return [(segment, _fuse_segment(graph, segment, consumers, seen)) for segment in graph.segments]
 
 
-def _fuse_segment(graph: Graph, segment: Segment, consumers: dict[str, int]) -> list[Kernel]:
+def _fuse_segment(graph: Graph, segment: Segment, consumers: dict[str, int], seen: dict[str, int]) -> list[Kernel]:
     groups: list[list[Operator]] = []
     producer: dict[str, int] = {}
     for operator in segment.operators:
@@ -103,7 +105,7 @@ def _fuse_segment(graph: Graph, segment: Segment, consumers: dict[str, int]) -> 
             groups[host].append(operator)
         for name in operator.outputs:
             producer[name] = host
-    return [_kernel(graph, group, consumers) for group in groups]
+    return [_kernel(graph, group, consumers, seen) for group in groups]
 
 
 def _host(
@@ -125,7 +127,7 @@ def _host(
     return None
 
 
-def _kernel(graph: Graph, group: list[Operator], consumers: dict[str, int]) -> Kernel:
+def _kernel(graph: Graph, group: list[Operator], consumers: dict[str, int], seen: dict[str, int]) -> Kernel:
     main, fused = group[0], tuple(group[1:])
     inside = {name for operator in group for name in operator.outputs}
     reads: dict[str, Operand] = {}
@@ -157,18 +159,25 @@ def _kernel(graph: Graph, group: list[Operator], consumers: dict[str, int]) -> K
         writes=tuple(writes.values()),
         operations=sum(op["elements"] * op["operations"] for op in fused if op.kind == "elementwise"),
         specials=sum(op["elements"] * op["specials"] for op in fused if op.kind == "elementwise"),
-        compulsory=tuple(_compulsory(graph, outside, tuple(writes.values()))),
+        compulsory=tuple(_compulsory(graph, outside, tuple(writes.values()), seen)),
     )
 
 
-def _compulsory(graph: Graph, reads: tuple[Operand, ...], writes: tuple[Operand, ...]) -> Iterator[Operand]:
-    """Weights, the part of the KV cache that was there before, what enters the graph, and what leaves it or stays in the cache."""
+def _compulsory(graph: Graph, reads: tuple[Operand, ...], writes: tuple[Operand, ...], seen: dict[str, int]) -> Iterator[Operand]:
+    """Weights, the part of the KV cache that was there before, what enters the graph, and what leaves it or stays in the cache.
+
+    What an earlier kernel has read may still be on the chip: only the elements beyond those `seen` count again.
+    """
     for operand in reads:
+        elements = operand.elements
         if operand.role == "kv_cache":
-            old = operand.elements * (graph.context - graph.tokens) // graph.context
-            yield replace(operand, elements=old)
-        elif operand.role == "weight" or operand.tensor in graph.inputs:
-            yield operand
+            elements = elements * (graph.context - graph.tokens) // graph.context
+        elif operand.role != "weight" and operand.tensor not in graph.inputs:
+            continue
+        fresh = elements - seen.get(operand.tensor, 0)
+        seen[operand.tensor] = max(elements, seen.get(operand.tensor, 0))
+        if fresh > 0:
+            yield replace(operand, elements=fresh)
     for operand in writes:
         if operand.role == "kv_cache" or operand.tensor in graph.outputs:
             yield operand

@@ -45,6 +45,8 @@ class Product:
 def products(kernel: Kernel) -> tuple[Product, ...]:
     """The products of a matrix kernel. Experts share their rows as evenly as whole rows allow."""
     op = kernel.operator
+    if op.kind == "matmul" and kernel.input(1).total == op["n"] * op["k"]:
+        return (Product(1, op["batch"] * op["m"], op["n"], op["k"]),)  # one right operand for the whole batch
     if op.kind == "matmul":
         return (Product(op["batch"], op["m"], op["n"], op["k"]),)
     each, more = divmod(op["rows"], op["active"])
@@ -91,9 +93,6 @@ class Nest:
 
     @cached_property
     def b_size(self) -> Fraction:
-        groups = {p.k * p.n for p in self.products}
-        if len(self.products) == 1 and self.right.elements == groups.copy().pop():
-            return self.right.size / self.right.elements  # one matrix for the whole batch, fetched for each product
         return self._per_element(self.right, "b")
 
     @cached_property
@@ -128,8 +127,8 @@ class Nest:
         """A transfer of `elements` of `size` bytes each; equal ones are made once."""
         key = (name, elements)
         if key not in self._made:
-            total = elements * size
-            self._made[key] = self.target.transfer(name, operand, written=total) if store else self.target.transfer(name, operand, read=total)
+            read, written = (0, elements * size) if store else (elements * size, 0)
+            self._made[key] = self.target.transfer(name, operand, read, written)
         return self._made[key]
 
     def multiply(self, work: Gemm) -> Job:

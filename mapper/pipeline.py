@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -31,8 +32,8 @@ class Job:
     cycles: int
     fs: int
     moves: tuple[Move, ...] = ()
-    macs: int = 0
-    operations: int = 0
+    macs: Fraction | int = 0
+    operations: Fraction | int = 0
 
 
 Tile = tuple[tuple[Job, ...], ...]

@@ -54,8 +54,8 @@ class Effort:
 
     read: Fraction = Fraction(0)
     written: Fraction = Fraction(0)
-    macs: int = 0
-    operations: int = 0
+    macs: Fraction | int = 0
+    operations: Fraction | int = 0
     busy_fs: int = 0
 
 

@@ -44,8 +44,8 @@ class Task:
     waits: tuple[str, ...] = ()
     releases: tuple[str, ...] = ()
     moves: tuple[Move, ...] = ()
-    macs: int = 0
-    operations: int = 0
+    macs: Fraction | int = 0
+    operations: Fraction | int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,8 @@ class Program:
             if isinstance(item, Repeat):
                 return {"repeat": item.count, "body": [plain(i) for i in item.body]}
             moves = [[m.memory, str(m.read), str(m.written)] for m in item.moves]
-            return [item.name, item.on, item.cycles, list(item.waits), list(item.releases), moves, item.macs, item.operations]
+            effort = [str(item.macs), str(item.operations)]
+            return [item.name, item.on, item.cycles, list(item.waits), list(item.releases), moves, *effort]
 
         body = [plain(item) for item in self.body]
         return {"schema": SCHEMA, "type": "program", "queues": dict(self.queues), "tokens": dict(self.tokens), "body": body}
@@ -162,7 +163,7 @@ class Program:
                 return Repeat(entry["repeat"], tuple(item(i) for i in entry["body"]))
             name, on, cycles, waits, releases, moves, macs, operations = entry
             parsed = tuple(Move(m, Fraction(r), Fraction(w)) for m, r, w in moves)
-            return Task(name, on, cycles, tuple(waits), tuple(releases), parsed, macs, operations)
+            return Task(name, on, cycles, tuple(waits), tuple(releases), parsed, Fraction(macs), Fraction(operations))
 
         try:
             return cls(document["queues"], tuple(item(entry) for entry in document["body"]), document["tokens"])

@@ -61,7 +61,9 @@ class Stream:
         return {pad: ceil((self.read_size + self.write_size) * chunk / self.elements) * copies}
 
     def bound(self, mapping: OperatorMapping) -> int:
-        return 0 if self.target.private_interfaces else self.target.memory.occupied_fs(self.read_size + self.write_size)
+        if self.target.private_interfaces or self.target.excludes_cold_fill:
+            return 0
+        return self.target.memory.occupied_fs(self.read_size + self.write_size)
 
     def plan(self, mapping: OperatorMapping) -> Plan:
         chunk = min(mapping.integer("chunk"), self.elements)

@@ -12,7 +12,7 @@ is read again from main memory.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from math import ceil
@@ -74,14 +74,14 @@ class Wave:
         latency = self.cache[1].latency
         return (*self.target.setup(), *((("cache", latency),) if latency else ()))
 
-    def vector_share(self, works: tuple[Vector, ...], part: int, total: int) -> tuple[Job, ...]:
-        """Vector work spread over all SMs: one SM's share."""
+    def vector_share(self, works: tuple[Vector, ...], part: int = 1, total: int = 1) -> tuple[Job, ...]:
+        """`part` of `total` portions of vector work, spread over all SMs."""
         if not works:
             return ()
         unit = self.target.vector_unit(self.kernel.name)
         count = self.target.unit(unit).count
         job = self.target.vector("vector", unit, [share(w, part, total * count) for w in works])
-        operations = sum(w.elements * (w.operations + w.specials) for w in works) * part // total
+        operations = Fraction(sum(w.elements * (w.operations + w.specials) for w in works) * part, total)
         return (Job(job.name, job.on, job.cycles, job.fs, operations=operations),)
 
 
@@ -186,10 +186,10 @@ class WaveProduct(Wave):
         shared_read = (left * width + right * self.kernel.input(1).format.bits / 8) * blocks
         direct = split == 1
 
-        def wave(part: int, before: int) -> Tile:
+        def wave(part: int) -> Tile:
             portion = Fraction(part, blocks)
-            mine = macs * (before + part) // blocks - macs * before // blocks
-            tensor = Job("multiply", self.unit, cycles, block_fs, (Move(shared, shared_read * portion, fed * portion),), macs=mine)
+            moves = (Move(shared, shared_read * portion, fed * portion),)
+            tensor = Job("multiply", self.unit, cycles, block_fs, moves, macs=macs * portion)
             jobs: tuple[Job, ...] = (tensor,)
             jobs += self.main_job(read * portion, written * portion if direct else Fraction(0))
             feed_in = fed * portion
@@ -202,12 +202,12 @@ class WaveProduct(Wave):
         whole, rest = divmod(blocks, sms)
         tiles: Tiles = ()
         if whole:
-            tiles = (Loop(whole, (wave(sms, 0),)),) if whole > 1 else (wave(sms, 0),)
+            tiles = (Loop(whole, (wave(sms),)),) if whole > 1 else (wave(sms),)
         if rest:
-            tiles += (wave(rest, whole * sms),)
+            tiles += (wave(rest),)
         if not direct:
             reduce = (Vector(results * split, 1), *epilogue)
-            tiles += (((*self.main_job(Fraction(0), written), *self.cache_job(partial, written), *self.vector_share(reduce, 1, 1)),),)
+            tiles += (((*self.main_job(Fraction(0), written), *self.cache_job(partial, written), *self.vector_share(reduce)),),)
         return Plan(mapping, tiles, (0,), self.footprint(mapping), self.setup())
 
 
@@ -215,7 +215,8 @@ class WaveProduct(Wave):
 class WaveAttention(Wave):
     """Attention as waves of thread blocks, each with a block of queries of one key/value head and a `split`th of its keys.
 
-    Parameters: `q` query positions and `k` keys per block, `split`.
+    Parameters: `q` query positions, query `heads` and `k` keys per block, `split`. Blocks of fewer heads than share the keys
+    read them from the cache once per block.
     """
 
     @cached_property
@@ -238,37 +239,50 @@ class WaveAttention(Wave):
 
     def candidates(self) -> Iterator[OperatorMapping]:
         op, group = self.kernel.operator, self.blocks.group
-        smallest = max(1, 16 // group)
-        for q in tile_sizes(op["queries"], smallest):
-            if q > smallest and q * group > 256:
-                continue
-            for k in (64, 128):
-                split = 1
-                while split == 1 or (split <= 256 and op["keys"] // split >= 64):
-                    yield OperatorMapping(self.kernel.name, self.unit, "wave", {"q": q, "k": k, "split": split})
-                    split *= 2
-                    if op["queries"] > 1 and split > 8:
-                        break
+        heads = [h for h in (group >> i for i in range(group.bit_length())) if h and group % h == 0 and (h == group or h >= 8)]
+        for h in dict.fromkeys(heads):
+            smallest = max(1, 16 // h)
+            for q in tile_sizes(op["queries"], smallest):
+                if q > smallest and q * h > 256:
+                    continue
+                for k in (64, 128):
+                    split = 1
+                    while split == 1 or (split <= 256 and op["keys"] // split >= 64):
+                        yield OperatorMapping(self.kernel.name, self.unit, "wave", {"q": q, "heads": h, "k": k, "split": split})
+                        split *= 2
+                        if op["queries"] > 1 and split > 8:
+                            break
+
+    def _shape(self, mapping: OperatorMapping) -> tuple[int, int, int, int]:
+        """Query positions, query heads and keys of a block, and the blocks that share a range of keys."""
+        op = self.kernel.operator
+        h = min(mapping.integer("heads"), self.blocks.group)
+        return min(mapping.integer("q"), op["queries"]), h, min(mapping.integer("k"), op["keys"]), mapping.integer("split")
 
     def footprint(self, mapping: OperatorMapping) -> dict[str, int]:
         """Queries and two blocks of keys and values in shared memory; scores and the running output in registers."""
         op, b = self.kernel.operator, self.blocks
-        q, k = min(mapping.integer("q"), op["queries"]), min(mapping.integer("k"), op["keys"])
+        q, h, k, _ = self._shape(mapping)
         shared = self.target.pad_capacity("activations", self.unit)[0]
         sums = self.target.pad_capacity("outputs", self.unit)[0]
         head = op["head_dim"] * max(2, ceil(b.query.format.bits / 8))
-        needs = {shared: q * b.group * head + 2 * k * max(ceil(b.key_size), head)}
-        needs[sums] = needs.get(sums, 0) + q * b.group * (k + op["value_dim"]) * SUM_BYTES
+        needs = {shared: q * h * head + 2 * k * max(ceil(b.key_size), head)}
+        needs[sums] = needs.get(sums, 0) + q * h * (k + op["value_dim"]) * SUM_BYTES
         return needs
 
-    def _lengths(self, mapping: OperatorMapping) -> list[tuple[int, int, int]]:
-        """(rows, key blocks, thread blocks) of each kind of thread block, longest first."""
-        op, split, k = self.kernel.operator, mapping.integer("split"), mapping.integer("k")
-        kinds: dict[tuple[int, int], int] = {}
-        for positions, keys in self.blocks.rows_and_keys(min(mapping.integer("q"), op["queries"])):
-            key = (ceil(ceil(keys / k) / split), positions * self.blocks.group)
-            kinds[key] = kinds.get(key, 0) + self.blocks.heads * split
-        return [(rows, length, count) for (length, rows), count in sorted(kinds.items(), reverse=True)]
+    def _kinds(self, mapping: OperatorMapping) -> list[_Kind]:
+        """The kinds of thread block of a mapping, the longest running first."""
+        q, h, k, split = self._shape(mapping)
+        groups = ceil(self.blocks.group / h)
+        counts: dict[tuple[int, int], int] = {}
+        for positions, keys in self.blocks.rows_and_keys(q):
+            key = (positions * h, ceil(ceil(keys / k) / split))
+            counts[key] = counts.get(key, 0) + self.blocks.heads * split * groups
+        kinds = []
+        for (rows, length), count in counts.items():
+            matrix, vector = self._block_cycles(rows, k)
+            kinds.append(_Kind(rows, length, count, matrix * length, vector * length))
+        return sorted(kinds, key=lambda kind: (max(kind.matrix, kind.vector), kind.rows, kind.length), reverse=True)
 
     def _block_cycles(self, rows: int, keys: int) -> tuple[int, int]:
         """Matrix and vector cycles of one key block on one SM."""
@@ -280,73 +294,87 @@ class WaveAttention(Wave):
         return matrix, vector
 
     def bound(self, mapping: OperatorMapping) -> int:
-        k = min(mapping.integer("k"), self.kernel.operator["keys"])
-        cycles = sum(self._block_cycles(rows, k)[0] * length * count for rows, length, count in self._lengths(mapping))
+        cycles = sum(kind.matrix * kind.count for kind in self._kinds(mapping))
         return cycles // self.core.count * FS_PER_S // self.target.device.unit_clock(self.unit)
 
     def plan(self, mapping: OperatorMapping) -> Plan:
         op, b = self.kernel.operator, self.blocks
-        split, k = mapping.integer("split"), min(mapping.integer("k"), op["keys"])
-        sms, clock = self.core.count, self.target.device.unit_clock(self.unit)
+        q, h, k, split = self._shape(mapping)
+        clock = self.target.device.unit_clock(self.unit)
         vector_name = self.target.vector_unit(self.kernel.name)
         vector_clock = self.target.device.unit_clock(vector_name)
-        kinds = self._lengths(mapping)
-        weight = sum(length * count for _, length, count in kinds)
-        keys_read = sum(keys for _, keys in b.rows_and_keys(min(mapping.integer("q"), op["queries"])))
-        cached_fed = keys_read * b.key_size * b.heads
-        rows_size = b.heads * op["queries"]
-        cached_once = sum((o.size for o in b.cached), Fraction(0))
-        hit = all(o.tensor in self.resident for o in b.cached)
-        active = min(b.heads, ceil(sms * b.heads / max(1, sum(count for _, _, count in kinds)))) if kinds else 1
-        per_head = cached_once / b.heads
-        fits = per_head * active <= self.cache[1].total // 2
-        cached_read = Fraction(0) if hit else (cached_once if fits else cached_fed)
-        names = {o.tensor for o in b.cached}
-        read = cached_read + self.missing(tuple(o for o in self.kernel.reads if o.tensor not in names))
-        fed = cached_fed + b.row_size * rows_size
-        written = b.out_size * rows_size
-        partial = Fraction(rows_size * b.group * (op["value_dim"] + 2) * split * SUM_BYTES) if split > 1 else Fraction(0)
-        macs_all = sum(rows * length * k * count * (op["head_dim"] + op["value_dim"]) for rows, length, count in kinds)
-
-        # deal thread blocks to SMs, longest first; a wave lasts as long as its longest block
-        waves: list[tuple[int, int, int, int]] = []  # (rows, key blocks of the longest, key blocks in all, repetitions)
-        open_rows, open_length, open_used, open_weight = 0, 0, 0, 0
-        for rows, length, count in kinds:
-            if open_used:
-                take = min(count, sms - open_used)
-                open_used, open_weight, count = open_used + take, open_weight + take * length, count - take
-                if open_used == sms:
-                    waves.append((open_rows, open_length, open_weight, 1))
-                    open_used = 0
-            if count >= sms:
-                waves.append((rows, length, length * sms, count // sms))
-                count %= sms
-            if count:
-                open_rows, open_length, open_used, open_weight = rows, length, count, count * length
-        if open_used:
-            waves.append((open_rows, open_length, open_weight, 1))
-
+        kinds = self._kinds(mapping)
+        weight = sum(kind.length * kind.count for kind in kinds)
+        rows_all = b.heads * op["queries"]
+        keys_fed = sum(keys for _, keys in b.rows_and_keys(q)) * b.key_size * b.heads * ceil(b.group / h)
+        read = self._keys_read(keys_fed, sum(kind.count for kind in kinds))
+        read += self.missing(tuple(o for o in self.kernel.reads if o not in b.cached))
+        fed = keys_fed + b.row_size * rows_all
+        written = b.out_size * rows_all
+        partial = Fraction(rows_all * b.group * (op["value_dim"] + 2) * split * SUM_BYTES) if split > 1 else Fraction(0)
         tiles: Tiles = ()
-        for rows, length, size, repetitions in waves:
-            matrix, vector = self._block_cycles(rows, k)
-            portion = Fraction(size, weight)
-            out = written * portion if split == 1 else Fraction(0)
-            per_block = fed * portion * length / size  # bytes that the longest thread block receives
-            fill = cycles_to_fs(ceil(per_block / self.core.fill_bandwidth), clock)
-            operations = size * rows * (k * 5 + op["value_dim"] * 2)
-            macs = macs_all * size // weight
+        for wave, repetitions in _deal(kinds, self.core.count):
+            portion = Fraction(sum(kind.length * kind.count for kind in wave), weight)
+            pairs = sum(kind.rows * kind.length * kind.count for kind in wave) * k
+            matrix, vector = max(kind.matrix for kind in wave), max(kind.vector for kind in wave)
+            longest = fed * max(kind.length for kind in wave) / weight  # bytes that one thread block receives
             jobs: tuple[Job, ...] = (
-                Job("q k, p v", self.unit, matrix * length, cycles_to_fs(matrix * length, clock), macs=macs),
-                Job("softmax", vector_name, vector * length, cycles_to_fs(vector * length, vector_clock), operations=operations),
+                Job("q k, p v", self.unit, matrix, cycles_to_fs(matrix, clock), macs=pairs * (op["head_dim"] + op["value_dim"])),
+                Job("softmax", vector_name, vector, cycles_to_fs(vector, vector_clock), operations=5 * pairs),
             )
-            jobs += self.main_job(read * portion, out)
-            jobs += self.cache_job(fed * portion, out if split == 1 else partial * portion, fill)
-            tile: Tile = (jobs,)
-            tiles += (Loop(repetitions, (tile,)),) if repetitions > 1 else (tile,)
+            jobs += self.main_job(read * portion, written * portion if split == 1 else Fraction(0))
+            fill = cycles_to_fs(ceil(longest / self.core.fill_bandwidth), clock)
+            jobs += self.cache_job(fed * portion, (written if split == 1 else partial) * portion, fill)
+            tiles += (Loop(repetitions, ((jobs,),)),) if repetitions > 1 else ((jobs,),)
         if split > 1:
-            merge = (Vector(rows_size * b.group * op["value_dim"] * split, 2),)
-            tiles += (((*self.main_job(Fraction(0), written), *self.cache_job(partial, written), *self.vector_share(merge, 1, 1)),),)
+            merge = (Vector(rows_all * b.group * op["value_dim"] * split, 2),)
+            tiles += (((*self.main_job(Fraction(0), written), *self.cache_job(partial, written), *self.vector_share(merge)),),)
         return Plan(mapping, tiles, (0,), self.footprint(mapping), self.setup())
+
+    def _keys_read(self, fed: Fraction, blocks: int) -> Fraction:
+        """Bytes of keys and values from main memory: none if they are in the cache, once if those of the heads at work fit into
+        half of it, else as often as thread blocks read them."""
+        b = self.blocks
+        if all(o.tensor in self.resident for o in b.cached):
+            return Fraction(0)
+        once = sum((o.size for o in b.cached), Fraction(0))
+        at_work = min(b.heads, ceil(self.core.count * b.heads / blocks))
+        return once if once / b.heads * at_work <= self.cache[1].total // 2 else fed
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """`count` thread blocks of `rows` rows and `length` key blocks, with the matrix and vector cycles of one of them."""
+
+    rows: int
+    length: int
+    count: int
+    matrix: int
+    vector: int
+
+
+def _deal(kinds: list[_Kind], sms: int) -> list[tuple[list[_Kind], int]]:
+    """Waves of thread blocks, handed out in order: what runs side by side, and how many such waves follow each other."""
+    waves: list[tuple[list[_Kind], int]] = []
+    open_wave: list[_Kind] = []
+    room = sms
+    for kind in kinds:
+        count = kind.count
+        if open_wave:
+            take = min(count, room)
+            open_wave.append(replace(kind, count=take))
+            room, count = room - take, count - take
+            if not room:
+                waves.append((open_wave, 1))
+                open_wave, room = [], sms
+        if count >= sms:
+            waves.append(([replace(kind, count=sms)], count // sms))
+            count %= sms
+        if count:
+            open_wave, room = [replace(kind, count=count)], sms - count
+    if open_wave:
+        waves.append((open_wave, 1))
+    return waves
 
 
 @dataclass(frozen=True)
@@ -371,5 +399,5 @@ class WaveStream(Wave):
         written = sum((o.size for o in self.kernel.writes), Fraction(0))
         jobs = self.main_job(self.missing(self.kernel.reads), written)
         jobs += self.cache_job(read, written)
-        jobs += self.vector_share(of_kernel(self.kernel), 1, 1)
+        jobs += self.vector_share(of_kernel(self.kernel))
         return Plan(mapping, ((jobs,),), (0,), {}, self.setup())

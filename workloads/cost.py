@@ -44,6 +44,16 @@ def attended_pairs(queries: int, keys: int, causal: bool, window: int) -> int:
     return growing * (first + window) // 2 + (queries - growing) * window
 
 
+def attended_keys(op: Operator) -> int:
+    """Keys that at least one query of an attention operator attends to: the last window + queries - 1 of a sliding window.
+
+    >>> attended_keys(Operator("a", "attention", (), (), dict(batch=1, heads=1, kv_heads=1, queries=4, keys=100, head_dim=8,
+    ...     value_dim=8, causal=1, window=16)))
+    19
+    """
+    return min(op["keys"], op["window"] + op["queries"] - 1) if op["window"] else op["keys"]
+
+
 def macs(op: Operator) -> int:
     """Multiply-accumulates of one run of a matrix-type operator; 0 for the others."""
     match op.kind:
@@ -98,10 +108,12 @@ def read_elements(op: Operator, tensor: Tensor, position: int) -> int:
             return op["rows"] * op["width"]
         case "grouped_matmul" if tensor.role == "weight":
             return tensor.elements * op["active"] // op["experts"]
-        case "attention" if tensor.role == "kv_cache" and op["window"] and op["queries"] == 1:
-            return tensor.elements * min(op["keys"], op["window"]) // op["keys"]
+        case "attention" if position in (1, 2):
+            return tensor.elements * attended_keys(op) // op["keys"]
         case "append" if tensor.role == "kv_cache":
             return 0
+        case "copy":
+            return min(tensor.elements, op["elements"])
     return tensor.elements
 
 

@@ -98,7 +98,8 @@ class Operator:
             raise WorkloadError(f"operator {self.name!r}: unknown kind {self.kind!r}, expected one of {', '.join(KINDS)}")
         if missing := [key for key in KINDS[self.kind] if key not in self.attributes]:
             raise WorkloadError(f"operator {self.name!r} ({self.kind}): missing attributes {', '.join(missing)}")
-        if bad := {k: v for k, v in self.attributes.items() if not isinstance(v, int) or v < 0}:
+        values: Mapping[str, object] = self.attributes
+        if bad := {k: v for k, v in values.items() if not isinstance(v, int) or v < 0}:
             raise WorkloadError(f"operator {self.name!r} ({self.kind}): attributes must be integers >= 0, found {bad}")
         object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
 
@@ -183,9 +184,9 @@ class Graph:
                     counts[name] = segment.count if name not in counts else min(counts[name], segment.count)
         return counts
 
-    def to_networkx(self) -> nx.DiGraph:
+    def to_networkx(self) -> nx.DiGraph[str]:
         """Operators as nodes (attribute `operator`, `segment`, `count`), an edge per tensor from producer to consumer."""
-        graph = nx.DiGraph(name=self.name)
+        graph: nx.DiGraph[str] = nx.DiGraph(name=self.name)
         producer: dict[str, str] = {}
         for segment in self.segments:
             for operator in segment.operators:

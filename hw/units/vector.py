@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from math import ceil
+
 from hw.quantity import Count
 from hw.unit import Unit
 from hw.work import Vector, Work
@@ -23,6 +25,9 @@ class VectorUnit(Unit, kind="vector", executes={"vector"}):
         if not isinstance(work, Vector):
             return super().cycles(work)
         return ceil(work.elements * work.operations / self.lanes) + ceil(work.elements * work.specials / self.special_lanes)
+
+    def least_cycles(self, work: Vector) -> Fraction:
+        return Fraction(work.elements * work.operations, self.lanes) + Fraction(work.elements * work.specials, self.special_lanes)
 
     def operations_per_cycle(self) -> int:
         return self.lanes
