@@ -69,7 +69,7 @@ class Device(Part):
     data sheet.
     """
 
-    name: str
+    name: str = Field(min_length=1)
     title: str = ""
     clock: Frequency
     units: dict[str, AnyUnit]
@@ -77,7 +77,7 @@ class Device(Part):
     links: tuple[Link, ...] = ()
     launch: Duration = 0
     power: Power | None = None
-    price: float | None = None
+    price: Annotated[float, Field(gt=0)] | None = None
     process_nm: int | None = None
     constants: dict[str, Constant] = Field(default_factory=dict)
 

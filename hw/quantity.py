@@ -36,7 +36,7 @@ TIME: dict[str, Fraction] = {
 ENERGY: dict[str, Fraction] = {"fJ": Fraction(1, 1000), "pJ": Fraction(1), "nJ": Fraction(1000)}
 POWER: dict[str, Fraction] = {"mW": Fraction(1, 1000), "W": Fraction(1), "kW": Fraction(1000)}
 
-_NUMBER = re.compile(r"\s*([+-]?\d+(?:[_ ]\d+)*(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(\S.*?)?\s*$")
+_NUMBER = re.compile(r"\s*([+-]?\d+(?:[_ ]\d+)*(?:/\d+|(?:\.\d+)?(?:[eE][+-]?\d{1,3})?))\s*(\S.*?)?\s*$")
 
 
 def parse(text: object, units: Mapping[str, Fraction], *, whole: bool = True, minimum: int = 1) -> Fraction:
@@ -57,7 +57,10 @@ def parse(text: object, units: Mapping[str, Fraction], *, whole: bool = True, mi
         match = _NUMBER.match(text)
         if not match or (match[2] or names[0]) not in units:
             raise HardwareError(f"{expected}, not {text!r}")
-        value = Fraction(re.sub("[_ ]", "", match[1])) * (units[match[2]] if match[2] else 1)
+        try:
+            value = Fraction(re.sub("[_ ]", "", match[1])) * (units[match[2]] if match[2] else 1)
+        except ZeroDivisionError as error:
+            raise HardwareError(f"{expected}, not {text!r}") from error
     else:
         try:
             value = Fraction(str(text)) if isinstance(text, float) else Fraction(text)

@@ -118,7 +118,7 @@ class Unit(Part):
         """Cycles that vector work takes at the peak rate of one copy, not rounded."""
         return Fraction(work.elements * (work.operations + work.specials), max(1, self.operations_per_cycle()))
 
-    def block(self) -> tuple[int, int, int]:
+    def granularity(self) -> tuple[int, int, int]:
         """The (m, n, k) in whole multiples of which a product runs best."""
         return 1, 1, 1
 

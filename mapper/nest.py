@@ -159,7 +159,7 @@ class Nest:
     def candidates(self) -> Iterator[OperatorMapping]:
         """Every mapping of the search space, whether it fits or not; the space does not depend on capacities or speeds."""
         unit = self.target.unit(self.unit)
-        bm, bn, bk = unit.block()
+        bm, bn, bk = unit.granularity()
         big = Product(1, max(p.m for p in self.products), self.products[0].n, self.products[0].k)
         for m in tile_sizes(big.m, max(bm, 32)):
             for n in tile_sizes(big.n, max(bn, 32)):
@@ -220,7 +220,7 @@ class Nest:
             piece, wide = tile["m"] * tile["n"], unit.accumulator_bytes()
             several = product.count > 1 or trips["m"] > 1 or trips["n"] > 1
             copies = 2 if several else 1
-            outside = trips["k"] > 1 or (unit.stationary() == "weights" and product.k > unit.block()[2])
+            outside = trips["k"] > 1 or (unit.stationary() == "weights" and product.k > unit.granularity()[2])
             out = ceil(piece * self.out_size) * copies + ceil(piece * self.extra_size) * copies
             if trips["k"] > 1 and order[-1] != "k" and any(trips[d] > 1 for d in "mn" if order.index(d) > order.index("k")):
                 out += (held("mn", "k") if sums == "local" else 4 * piece) * wide
@@ -235,7 +235,7 @@ class Nest:
         """Femtoseconds that the mapping cannot beat: total computation plus first load and last store, or total traffic."""
         order, hold, sums = str(mapping.parameters["order"]), str(mapping.parameters["hold"]), mapping.parameters["sums"]
         unit, clock = self.target.unit(self.unit), self.target.device.unit_clock(self.unit)
-        bm, bn, bk = unit.block()
+        bm, bn, bk = unit.granularity()
         cycles, sizes = 0, {"activations": Fraction(0), "weights": Fraction(0), "outputs": Fraction(0)}
         for product in self.products:
             full = {"m": product.m, "n": product.n, "k": product.k}
@@ -297,7 +297,7 @@ class _Tiling:
         self.tile = {"b": 1, **nest.shape(mapping, product)}
         self.trips = {d: ceil(self.full[d] / self.tile[d]) for d in self.full}
         self.unit = nest.target.unit(nest.unit)
-        bm, bn, bk = self.unit.block()
+        bm, bn, bk = self.unit.granularity()
         weights = self.unit.stationary() == "weights"
         one_fold = self.tile["n"] <= bn and (self.tile["k"] <= bk if weights else self.tile["m"] <= bm)
         self.run = ("m" if weights else "k") if one_fold and order[-1] == ("m" if weights else "k") else None

@@ -63,10 +63,10 @@ class Systolic(Unit, kind="systolic", executes={"gemm"}):
         if self.preload == "serial":
             load = r * work.opens
             return folds * (load + work.m) + (drain if overlap else folds * drain)
-        load = r * work.cold
-        if overlap:
-            return load + folds * max(work.m, r * work.opens) + drain
-        return load + folds * max(work.m + drain, r * work.opens)
+        # a fold lasts until the weights of the next one are in place; nothing follows the last fold of an operator
+        rows = work.m if overlap else work.m + drain
+        fold = max(rows, r * work.opens)
+        return r * work.cold + (folds - 1) * fold + (rows if work.final else fold) + (drain if overlap else 0)
 
     def formats(self) -> frozenset[str]:
         return frozenset(self.dtypes)
@@ -74,7 +74,7 @@ class Systolic(Unit, kind="systolic", executes={"gemm"}):
     def macs_per_cycle(self, number_format: str) -> int:
         return self.rows * self.columns if number_format in self.dtypes else 0
 
-    def block(self) -> tuple[int, int, int]:
+    def granularity(self) -> tuple[int, int, int]:
         return (self.rows, self.columns, 1) if self.dataflow == "output_stationary" else (1, self.columns, self.rows)
 
     def stationary(self) -> str:

@@ -58,7 +58,7 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
         delivered = ceil((m * warp_columns + n * warp_rows) * k * width / self.shared_bandwidth)
         return max(matrix, delivered) + self.instruction_latency * work.closes
 
-    def block(self) -> tuple[int, int, int]:
+    def granularity(self) -> tuple[int, int, int]:
         return self.instruction
 
     def operand_elements(self, work: Gemm) -> tuple[int, int, int]:
