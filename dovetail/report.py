@@ -8,10 +8,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mapper.mapping import Mapping as OperatorMappings
     from sim.trace import Trace
 
 FS = 10**15
 """Femtoseconds per second."""
+
+
+SCHEMA = 1
+
+
+class ReportError(ValueError):
+    """A saved report that cannot be read; the message says where and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,11 @@ class OperatorRow:
     bound: str
     mapping: str
     fused: tuple[str, ...] = ()
+
+    @property
+    def total_fs(self) -> int:
+        """Latency of all runs."""
+        return self.latency_fs * self.count
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,11 @@ class Constant:
 
 @dataclass(frozen=True)
 class Report:
-    """An estimate of one workload phase on one device."""
+    """An estimate of one workload phase on one device.
+
+    `phase` is `prefill`, `decode` or `single`; `latency_fs` is of one prefill, one decode step or one run. `mapping` is what
+    was simulated, saved with `--save-mapping`; a report that was read back has none, and an empty `trace`.
+    """
 
     workload: str
     phase: str
@@ -97,6 +116,7 @@ class Report:
     constants: tuple[Constant, ...]
     elapsed_s: Mapping[str, float]  # trace, map, simulate
     trace: Trace
+    mapping: OperatorMappings | None = None
 
     @property
     def latency_s(self) -> float:
@@ -110,7 +130,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The documented keys; scripts depend on them."""
         return {
-            "schema": 1,
+            "schema": SCHEMA,
             "type": "report",
             "workload": self.workload,
             "phase": self.phase,
@@ -127,12 +147,17 @@ class Report:
             "energy_j": self.energy_j,
             "energy_parts_j": dict(self.energy_parts),
             "lower_bound_s": self.lower_bound_fs / FS,
+            "lower_bound_fs": self.lower_bound_fs,
             "bound": {"resource": self.bound_resource, "utilization": self.bound_utilization},
             "bytes": {m.name: {"read": m.read, "write": m.written} for m in self.memories},
             "memory": {m.name: {"capacity": m.capacity, "peak": m.peak, "parts": dict(m.parts)} for m in self.memories},
             "utilization": dict(self.utilization),
             "peak_fraction": dict(self.peak_fraction),
             "stalls": {resource: dict(reasons) for resource, reasons in self.stalls.items()},
+            "roofs": [
+                {"unit": r.unit, "format": r.format, "peak_flops": r.peak_flops, "memory": r.memory, "bandwidth": r.bandwidth}
+                for r in self.roofs
+            ],
             "tasks": self.tasks,
             "assumptions": list(self.assumptions),
             "constants": [{"name": c.name, "value": c.value, "source": c.source} for c in self.constants],
@@ -143,7 +168,9 @@ class Report:
                     "unit": o.unit,
                     "count": o.count,
                     "latency_s": o.latency_fs / FS,
+                    "latency_fs": o.latency_fs,
                     "lower_bound_s": o.lower_bound_fs / FS,
+                    "lower_bound_fs": o.lower_bound_fs,
                     "flops": o.flops,
                     "bytes": o.bytes,
                     "bound": o.bound,
@@ -154,3 +181,84 @@ class Report:
             ],
             "elapsed_s": dict(self.elapsed_s),
         }
+
+    @classmethod
+    def from_json(cls, document: Any, where: str = "report") -> Report:
+        """The report in a decoded JSON document, without its trace and mapping; `where` names its place in messages.
+
+        Raises `ReportError` for anything that `to_json` did not write.
+        """
+        from sim.trace import Trace
+
+        if not isinstance(document, dict) or document.get("type") != "report":
+            raise ReportError(f'{where}: expected a saved report (a JSON object with "type": "report")')
+        if document.get("schema") != SCHEMA:
+            raise ReportError(f"{where}: schema {document.get('schema')!r} cannot be read, expected {SCHEMA}; estimate again")
+        same = "workload phase batch tokens context formats device clock_hz engine latency_fs lower_bound_fs"
+        try:
+            return cls(
+                **{name: document[name] for name in same.split()},
+                bound_resource=document["bound"]["resource"],
+                bound_utilization=document["bound"]["utilization"],
+                utilization=document["utilization"],
+                peak_fraction=document["peak_fraction"],
+                stalls=document["stalls"],
+                memories=tuple(
+                    MemoryUse(
+                        name=name,
+                        capacity=use["capacity"],
+                        peak=use["peak"],
+                        read=document["bytes"][name]["read"],
+                        written=document["bytes"][name]["write"],
+                        parts=use["parts"],
+                    )
+                    for name, use in document["memory"].items()
+                ),
+                energy_j=document["energy_j"],
+                energy_parts=document["energy_parts_j"],
+                tasks=document["tasks"],
+                operators=tuple(
+                    OperatorRow(
+                        **{k: v for k, v in o.items() if k not in ("latency_s", "lower_bound_s", "fused")}, fused=tuple(o["fused"])
+                    )
+                    for o in document["operators"]
+                ),
+                roofs=tuple(Roof(**r) for r in document["roofs"]),
+                assumptions=tuple(document["assumptions"]),
+                constants=tuple(Constant(**c) for c in document["constants"]),
+                elapsed_s=document["elapsed_s"],
+                trace=Trace(entries=(), makespan=document["latency_fs"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ReportError(f"{where}: not a complete saved report ({error!r})") from error
+
+    def text(self) -> str:
+        """Five lines: the answer, its bound, where the time goes, memory and energy, what was assumed."""
+        from dovetail.text import five_lines
+
+        return "\n".join(five_lines(self))
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        from dovetail.human import seconds
+
+        return f"Report({self.workload} {self.phase} on {self.device}: {seconds(self.latency_s)})"
+
+    def _repr_html_(self) -> str:
+        from dovetail.text import notebook_table
+
+        return notebook_table(self)
+
+    def save_html(self, path: str | Path) -> None:
+        """Writes one self-contained page. Raises `OSError` when `path` cannot be written; leaves nothing half-written."""
+        from dovetail.html import write_html
+
+        write_html(self, path)
+
+    def save_trace(self, path: str | Path) -> None:
+        """Writes the timeline as Chrome-trace JSON, which Perfetto opens. Raises `OSError` when `path` cannot be written."""
+        from dovetail.timeline import write_timeline
+
+        write_timeline(self, path)

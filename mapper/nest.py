@@ -212,8 +212,10 @@ class Nest:
                 several = product.count > 1 or any(trips[d] > 1 for d in dims)
                 if key in hold:
                     elements = held(dims, over)
+                    # the next panel moves in tile by tile over the one whose last pass is on; a panel of one tile has no room for that
                     outer = product.count > 1 or any(trips[d] > 1 for d in dims if order.index(d) < order.index(over))
-                    elements += piece if outer else 0
+                    single = all(trips[d] == 1 for d in dims if order.index(d) > order.index(over))
+                    elements += piece if outer and single else 0
                 else:
                     elements = piece * (2 if several else 1)
                 worst[operand] = max(worst[operand], ceil(elements * size))

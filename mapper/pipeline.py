@@ -137,10 +137,12 @@ class Lowering:
         self.active: tuple[str, ...] = ()
 
     def kernel(self, name: str, steps: Steps, setup: tuple[tuple[str, int], ...] = ()) -> list[Item]:
-        """Tasks of one kernel. `setup` are (name, femtoseconds) that the launch queue spends before the first step."""
-        items: list[Item] = [self._go(f"{name}: {what}", fs, ()) for what, fs in setup]
-        items += self._steps(name, steps)
-        return items
+        """Tasks of one kernel. `setup` are (reason, femtoseconds) that the launch queue spends before the first step."""
+        items: list[Item] = []
+        if setup:
+            reasons = ", ".join(reason for reason, _ in setup)
+            items.append(self._go(f"{name}: {reasons}", sum(fs for _, fs in setup), ()))
+        return items + self._steps(name, steps)
 
     def repeat(self, count: int, write: Callable[[], list[Item]]) -> list[Item]:
         """`count` copies of what `write` emits. Queues must hand over alike in every copy, so the first stands alone if needed."""

@@ -13,7 +13,7 @@ from collections import deque
 
 from mapper.errors import MappingError
 from mapper.program import Item, Program, Repeat, Task, flatten, stored
-from sim.accounting import Ledger, Token, deadlock
+from sim.accounting import INITIAL, Ledger, Token, deadlock
 from sim.trace import Fold, Span, Trace
 
 
@@ -29,7 +29,7 @@ class _Machine:
         for task, _ in stored(program.body):
             for name in (*task.waits, *task.releases):
                 if name not in self.channels:
-                    self.channels[name] = deque([(0, "start")] * program.tokens.get(name, 0))
+                    self.channels[name] = deque([INITIAL] * program.tokens.get(name, 0))
         self.simulated = 0
         self.skipped = 0
         self._touched: dict[int, tuple[list[str], list[str], int]] = {}
@@ -40,14 +40,14 @@ class _Machine:
 
     def execute(self, task: Task, record: list[Span | Fold]) -> None:
         channels, ledger = self.channels, self.ledger
-        start, cause = ledger.start(task.on, [channels[name].popleft() for name in task.waits])
+        binding = ledger.start(task.on, [channels[name].popleft() for name in task.waits])
         key = (task.on, task.cycles)
         duration = self._durations.get(key)
         if duration is None:
             duration = self._durations[key] = self.program.duration(task)
         if duration:
-            record.append(Span(task.on, task.name, start, start + duration))
-        token = ledger.finish(task.on, start, duration, cause)
+            record.append(Span(task.on, task.name, binding.time, binding.time + duration))
+        token = ledger.finish(task.on, binding, duration)
         for name in task.releases:
             channels[name].append(token)
         self.simulated += 1
@@ -97,14 +97,13 @@ class _Machine:
 
     def state(self, queues: list[str], names: list[str]) -> tuple[list[int], list[object]]:
         """Times, and everything else that the future depends on."""
-        times = [self.ledger.free[q] for q in queues]
-        rest: list[object] = [self.ledger.cause[q] for q in queues]
-        for name in names:
-            tokens = self.channels[name]
+        times: list[int] = []
+        rest: list[object] = []
+        for tokens in ([self.ledger.last[q] for q in queues], *(self.channels[name] for name in names)):
             rest.append(len(tokens))
-            for time, cause in tokens:
-                times.append(time)
-                rest.append(cause)
+            for time, cause, since, before in tokens:
+                times += (time, since)
+                rest += (cause, before)
         return times, rest
 
     def totals(self, queues: list[str]) -> dict[str, tuple[int, dict[str, int]]]:
@@ -119,10 +118,13 @@ class _Machine:
             current = ledger.stalls[queue]
             for reason, total in current.items():
                 current[reason] = total + count * (total - stalls.get(reason, 0))
-            ledger.free[queue] += shift
+            ledger.last[queue] = _later(ledger.last[queue], shift)
         for name in names:
-            tokens = self.channels[name]
-            self.channels[name] = deque((time + shift, cause) for time, cause in tokens)
+            self.channels[name] = deque(_later(token, shift) for token in self.channels[name])
+
+
+def _later(token: Token, shift: int) -> Token:
+    return Token(token.time + shift, token.cause, token.since + shift, token.before)
 
 
 def _period(before: tuple[list[int], list[object]], after: tuple[list[int], list[object]]) -> int | None:

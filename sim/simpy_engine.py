@@ -9,7 +9,7 @@ import simpy
 
 from mapper.errors import MappingError
 from mapper.program import Program, Task, flatten
-from sim.accounting import Ledger, Token, deadlock
+from sim.accounting import INITIAL, Ledger, Token, deadlock
 from sim.trace import Span, Trace
 
 Process = Callable[[simpy.Environment, dict[str, simpy.Store]], Generator[Any, Any, Any]]
@@ -31,7 +31,7 @@ def simulate(program: Program, processes: Sequence[Process] = ()) -> Trace:
         if name not in channels:
             channels[name] = simpy.Store(env)
             for _ in range(program.tokens.get(name, 0)):
-                channels[name].put((0, "start"))
+                channels[name].put(INITIAL)
         return channels[name]
 
     def run(queue: str, tasks: list[Task]) -> Generator[simpy.Event, Token, None]:
@@ -40,13 +40,13 @@ def simulate(program: Program, processes: Sequence[Process] = ()) -> Trace:
             tokens = []
             for name in task.waits:
                 tokens.append((yield channel(name).get()))
-            start, cause = ledger.start(queue, tokens)
+            binding = ledger.start(queue, tokens)
             duration = program.duration(task)
             if duration:
                 begin = int(env.now)
                 yield env.timeout(duration)
                 spans.append(Span(queue, task.name, begin, int(env.now)))
-            token = ledger.finish(queue, start, duration, cause)
+            token = ledger.finish(queue, binding, duration)
             for name in task.releases:
                 channel(name).put(token)
         blocked.pop(queue, None)

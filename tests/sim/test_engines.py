@@ -63,6 +63,16 @@ def test_the_reason_of_a_stall_passes_through_tasks_of_no_duration(engine):
     assert simulate(tasks, engine).stalls["mxu"] == {"hbm": 9}
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_stall_is_split_between_the_late_resource_and_what_that_one_waited_for(engine):
+    tasks = [
+        Task("stream", on="hbm", cycles=9, releases=("streamed",)),
+        Task("launch", on="launch", cycles=2, waits=("streamed",), releases=("go",)),
+        Task("work", on="mxu", cycles=1, waits=("go",)),
+    ]
+    assert simulate(tasks, engine).stalls["mxu"] == {"hbm": 9, "launch": 2}
+
+
 def test_folding_skips_iterations_and_changes_no_span():
     body = (
         Task("load", on="dma", cycles=10, waits=("empty",), releases=("full",)),
