@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema, model_validator
 
 from hw.errors import HardwareError, nearest
 from hw.part import Part
@@ -53,29 +54,73 @@ class Memory(Part):
         """Bytes over all instances."""
         return self.capacity * self.count
 
-    def occupied_fs(self, size: Fraction | int) -> int:
-        """Femtoseconds that moving `size` bytes occupies the memory, latency excluded."""
-        return transfer_fs(size, self.bandwidth) if size else 0
+    def occupied_fs(self, read: Fraction | int, written: Fraction | int = 0) -> int:
+        """Femtoseconds that reading and writing so many bytes occupies the memory, latency excluded."""
+        return transfer_fs(read + written, self.bandwidth)
+
+    def least_fs(self, size: Fraction | int) -> int:
+        """Femtoseconds that moving `size` bytes occupies it at least, whatever part of them is written."""
+        return self.occupied_fs(size)
+
+
+@lru_cache
+def _stream_fractions(timing: str, mapping: str) -> tuple[Fraction, Fraction]:
+    """Fractions of the peak that long streams of reads and of writes reach with a timing preset, refresh included."""
+    from hw.dram import preset, stream_fraction
+
+    known = preset(timing)
+    return stream_fraction(known, mapping), stream_fraction(known, mapping, write=True)
 
 
 class Dram(Memory, kind="dram"):
     """Main memory behind a shared interface.
 
-    `refresh` is the fraction of time lost to refresh (tRFC / tREFI of the standard named in `source`). `cold_fill`
-    `excluded` leaves the first fill and the last write-back of an operator, which no computation can hide, out of the
-    time, as published array models do; `sharing` `per_operand` gives each operand of a product its own interface of the
+    `timing` names a command-level preset (`dovetail memory`), of which the memory has `channels`: streams, interleaved over all
+    of them, reach the fraction of `bandwidth` that rows, bank groups and refresh leave with the address `mapping`, for reads and
+    for writes. The bandwidth itself is what is stated here, so that a variant may change it alone. Without it `refresh` is the fraction of time lost to refresh (tRFC / tREFI of the standard named in `source`).
+    `cold_fill` `excluded` leaves the first fill and the last write-back of an operator, which no computation can hide, out of
+    the time, as published array models do; `sharing` `per_operand` gives each operand of a product its own interface of the
     full bandwidth.
     """
 
     standard: str = ""
+    timing: str = ""
+    channels: Count | None = None
+    mapping: Literal["interleaved", "row"] = "interleaved"
     refresh: Ratio = Fraction(0)
     cold_fill: Literal["counted", "excluded"] = "counted"
     sharing: Literal["shared", "per_operand"] = "shared"
 
-    def occupied_fs(self, size: Fraction | int) -> int:
-        lost, whole = self.refresh.numerator, self.refresh.denominator
-        numerator, denominator = (size, 1) if isinstance(size, int) else (size.numerator, size.denominator)
-        return -(-numerator * whole * FS_PER_S // (denominator * (whole - lost) * self.bandwidth))
+    @model_validator(mode="after")
+    def _timed(self) -> Dram:
+        if not self.timing:
+            if self.channels is not None or self.mapping != "interleaved":
+                raise HardwareError("channels and mapping belong to a timing preset: name it with `timing`")
+            return self
+        from hw.dram import preset
+
+        preset(self.timing)
+        if self.refresh:
+            raise HardwareError(f"refresh: is part of the timing preset {self.timing}; leave it out")
+        return self
+
+    def _fractions(self) -> tuple[Fraction, Fraction]:
+        """Fractions of the bandwidth that reads and writes reach."""
+        if self.timing:
+            return _stream_fractions(self.timing, self.mapping)
+        return 1 - self.refresh, 1 - self.refresh
+
+    def occupied_fs(self, read: Fraction | int, written: Fraction | int = 0) -> int:
+        reads, writes = self._fractions()
+        return _scaled_fs(read, reads, self.bandwidth) + _scaled_fs(written, writes, self.bandwidth)
+
+    def least_fs(self, size: Fraction | int) -> int:
+        return _scaled_fs(size, max(self._fractions()), self.bandwidth)
+
+
+def _scaled_fs(size: Fraction | int, fraction: Fraction, bandwidth: int) -> int:
+    """Femtoseconds for `size` bytes at a fraction of a bandwidth, rounded up."""
+    return -(-size.numerator * fraction.denominator * FS_PER_S // (size.denominator * fraction.numerator * bandwidth))
 
 
 class Hbm(Dram, kind="hbm"):

@@ -143,7 +143,7 @@ class Flash:
         compute = cycles * self.blocks.heads * FS_PER_S // self.target.device.unit_clock(self.unit)
         if self.target.private_interfaces or self.target.excludes_cold_fill:
             return compute
-        return max(compute, self.target.memory.occupied_fs(size * self.blocks.heads))
+        return max(compute, self.target.memory.least_fs(size * self.blocks.heads))
 
     def _works(self, rows: int, keys: int, final: bool) -> tuple[Gemm, Gemm]:
         op, m = self.kernel.operator, rows * self.blocks.group

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from hw.device import Device
-from hw.memory import Scratchpad
+from hw.memory import Dram, Scratchpad
 from mapper.attention import Flash
 from mapper.bounds import Bound, kernel_bound, total_fs
 from mapper.errors import CapacityError, MappingError
@@ -200,6 +200,17 @@ def live_activations(graph: Graph) -> int:
     return peak
 
 
+def _memory_note(target: Target) -> str:
+    memory = target.memory
+    if isinstance(memory, Dram) and memory.timing:
+        return (
+            f"{target.main} moves data at the rate of long streams of {memory.timing} ({memory.mapping}, refresh included); short pieces "
+            "and turns between reads and writes cost nothing more"
+        )
+    less = " less refresh" if isinstance(memory, Dram) and memory.refresh else ""
+    return f"{target.main} moves data at its data-sheet bandwidth{less}; banks, rows and turnarounds are not modelled"
+
+
 # Assumptions ---------------------------------------------------------------------------------------------------------------
 def _assumptions(graph: Graph, target: Target, placed: list[Placed]) -> tuple[str, ...]:
     notes = list(graph.notes)
@@ -213,7 +224,7 @@ def _assumptions(graph: Graph, target: Target, placed: list[Placed]) -> tuple[st
     else:
         notes.append(f"intermediate results go through {target.main} unless the operators are fused")
         notes.append("scratchpads deliver what the units consume: their ports and banks are not modelled")
-    notes.append(f"{target.main} moves data at its data-sheet bandwidth less refresh; banks, rows and turnarounds are not modelled")
+    notes.append(_memory_note(target))
     converted = sorted(
         {
             f"{o.format} operands are converted to {p.number_format} on their way into the unit; the conversion takes no time"

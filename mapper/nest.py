@@ -264,13 +264,13 @@ class Nest:
             return compute
         memory = self.target.memory
         if self.target.private_interfaces:
-            traffic = max(memory.occupied_fs(size) for size in sizes.values())
+            traffic = max(memory.least_fs(size) for size in sizes.values())
         else:
-            traffic = memory.occupied_fs(sum(sizes.values()))
+            traffic = memory.least_fs(sum(sizes.values()))
         first = self.products[0]
         tile = self.shape(mapping, first)
         a, b = tile["m"] * tile["k"] * self.a_size, tile["k"] * tile["n"] * self.b_size
-        fill = max(memory.occupied_fs(a), memory.occupied_fs(b)) if self.target.private_interfaces else memory.occupied_fs(a + b)
+        fill = max(memory.least_fs(a), memory.least_fs(b)) if self.target.private_interfaces else memory.least_fs(a + b)
         return max(compute + fill, traffic) - len(self.products)
 
     def plan(self, mapping: OperatorMapping) -> Plan:

@@ -63,7 +63,7 @@ class Stream:
     def bound(self, mapping: OperatorMapping) -> int:
         if self.target.private_interfaces or self.target.excludes_cold_fill:
             return 0
-        return self.target.memory.occupied_fs(self.read_size + self.write_size)
+        return self.target.memory.least_fs(self.read_size + self.write_size)
 
     def plan(self, mapping: OperatorMapping) -> Plan:
         chunk = min(mapping.integer("chunk"), self.elements)

@@ -93,7 +93,7 @@ class Target:
     # Jobs --------------------------------------------------------------------------------------------------------------
     def transfer(self, name: str, operand: str, read: Fraction | int = 0, written: Fraction | int = 0) -> Job:
         """Moving bytes between main memory and the chip."""
-        fs = self.memory.occupied_fs(read + written)
+        fs = self.memory.occupied_fs(read, written)
         return Job(name, self.interface(operand), fs, fs, (Move(self.main, read, written),))
 
     def multiply(self, name: str, unit: str, work: Gemm, moves: tuple[Move, ...] = ()) -> Job:

@@ -15,7 +15,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.dram import REQUEST_BYTES, DramEnergy, DramPreset, Mapping, address_fields, idle_latency_fs, refresh_loss, stream_cost, stream_fraction
+from hw.dram import (
+    REQUEST_BYTES,
+    DramEnergy,
+    DramPreset,
+    Mapping,
+    idle_latency_fs,
+    refresh_loss,
+    scattered_cost,
+    stream_cost,
+    stream_fraction,
+)
 from hw.errors import HardwareError, nearest
 from sim.dram_burst import REASONS, S_ACT, S_END, S_RD, S_REF, S_WR, W_BUS, configuration, decoder, run
 from sim.patterns import Requests, requests
@@ -149,8 +159,10 @@ def serve(
     high = high or max(1, queue * HIGH // QUEUE)
     low = low or queue * LOW // QUEUE
     if queue < preset.bursts_per_request or not 0 <= low < high <= queue:
-        raise HardwareError(f"expected 0 <= low watermark < high watermark <= queue, and a queue of at least {preset.bursts_per_request} bursts "
-                            f"for one request; found low {low}, high {high}, queue {queue}")
+        raise HardwareError(
+            f"expected 0 <= low watermark < high watermark <= queue, and a queue of at least {preset.bursts_per_request} bursts "
+            f"for one request; found low {low}, high {high}, queue {queue}"
+        )
     if len(wanted) == 0:
         raise HardwareError("nothing to serve: the pattern has no request")
     if int(wanted.addresses.min()) < 0 or int(wanted.addresses.max()) + REQUEST_BYTES > preset.capacity:
@@ -203,14 +215,21 @@ def simulate(
     def made(size: int) -> Requests:
         if isinstance(pattern, Requests):
             return Requests(pattern.addresses[: size // REQUEST_BYTES], pattern.writes[: size // REQUEST_BYTES], pattern.contiguous)
-        options: dict[str, Any] = {"chunk_bytes": chunk_bytes, "stride_bytes": stride_bytes, "mapping": mapping, "write": write, "seed": seed}
+        options: dict[str, Any] = {
+            "chunk_bytes": chunk_bytes,
+            "stride_bytes": stride_bytes,
+            "mapping": mapping,
+            "write": write,
+            "seed": seed,
+        }
         return requests(preset, pattern, size, **options)
 
     if isinstance(pattern, Requests):
         size_bytes = len(pattern) * REQUEST_BYTES
     if mode == "chunk":
         contiguous = pattern.contiguous if isinstance(pattern, Requests) else pattern == "stream"
-        if contiguous and mapping in ("row", "interleaved") and queue == QUEUE and not (high or low):
+        bulk = size_bytes > 2 * SAMPLE * REQUEST_BYTES  # less is served exactly, as fast
+        if bulk and contiguous and mapping in ("row", "interleaved") and queue == QUEUE and not (high or low):
             _check_stream(preset, size_bytes)
             return _stream(preset, name, size_bytes, str(mapping), refresh, write if isinstance(pattern, str) else bool(pattern.writes[0]))
         whole = chunk_bytes if name == "chunks" else 3 * REQUEST_BYTES
@@ -235,8 +254,10 @@ def _check_stream(preset: DramPreset, size_bytes: int) -> None:
     if size_bytes < REQUEST_BYTES or size_bytes % REQUEST_BYTES:
         raise HardwareError(f"pattern stream: expected a size of whole {REQUEST_BYTES} B requests, found {size_bytes} B")
     if size_bytes > preset.capacity:
-        raise HardwareError(f"pattern stream spans {size_bytes} B, but one channel of {preset.name} holds {preset.capacity} B "
-                            f"({size_bytes - preset.capacity} B missing): lower the size or spread it over more channels")
+        raise HardwareError(
+            f"pattern stream spans {size_bytes} B, but one channel of {preset.name} holds {preset.capacity} B "
+            f"({size_bytes - preset.capacity} B missing): lower the size or spread it over more channels"
+        )
 
 
 def _check_size(preset: DramPreset, pattern: str, size_bytes: int, chunk_bytes: int) -> None:
@@ -280,7 +301,7 @@ def _extrapolated(
     end = sample.end_ticks + scale * (sample.end_ticks - first.end_ticks)
 
     def more(attribute: str) -> int:
-        now, before = getattr(sample, attribute), getattr(first, attribute)
+        now, before = int(getattr(sample, attribute)), int(getattr(first, attribute))
         return now + round(scale * (now - before))
 
     bursts = size_bytes // preset.burst_bytes
@@ -303,9 +324,10 @@ def _limit(preset: DramPreset, served: Served, refresh: bool) -> tuple[str, dict
     busy = Fraction((served.reads + served.writes) * preset.n_bl * preset.ticks_per_clock, total)
     if refresh:
         busy /= 1 - refresh_loss(preset)
+    rules = [reason for reason in lost if reason != "refresh"]
     if busy >= BUSY or not lost:
         return REASONS[W_BUS], lost
-    return max(lost, key=lambda reason: lost[reason]), lost
+    return max(rules, key=lambda reason: lost[reason]) if rules else "refresh", lost
 
 
 def _result(preset: DramPreset, name: str, mode: str, size_bytes: int, end: Fraction, served: Served, refresh: bool) -> MemoryResult:
@@ -385,13 +407,16 @@ def load_latency(
 class DramService:
     """The main memory of a device: transfers in order of arrival, each interleaved over all `channels`.
 
-    One transfer is one service. Carried from one to the next: when the data buses are free, which way they last moved data,
-    the row set they have open, and when the next activates may go. A transfer that follows the one before hides its first
-    access behind it; one that finds the memory idle pays for opening the row. Ending times are a deterministic function of
+    One transfer is one service. Carried from one to the next: when the data buses are free, which way they last moved data and
+    which rows they have open. A transfer that arrives while the memory is busy hides its first access behind the one before;
+    one that finds it idle pays for opening the row. A transfer that goes on where the last one ended costs the stream rate,
+    one elsewhere that of a chunk at a random place. Ending times are a deterministic function of
     the calls so far. `mode` `chunk` is the only one: a device's transfers are bulk.
     """
 
-    def __init__(self, preset: DramPreset, channels: int, mapping: str = "interleaved", *, refresh: bool = True, mode: str = "chunk") -> None:
+    def __init__(
+        self, preset: DramPreset, channels: int, mapping: str = "interleaved", *, refresh: bool = True, mode: str = "chunk"
+    ) -> None:
         if mode != "chunk":
             raise HardwareError(f"a memory service works on chunks; mode {mode!r} is for `simulate`")
         stream_cost(preset, channels, 0, mapping, refresh)  # refuses what it cannot cost
@@ -407,12 +432,11 @@ class DramService:
         read_to_write = preset.n_rtw + preset.n_cwl - preset.n_cl - preset.n_bl
         write_to_read = preset.n_wtr_s + preset.n_cl
         self._turn = {True: max(0, read_to_write) * preset.clock_fs, False: write_to_read * preset.clock_fs}
-        self._activate_fs = -(-max(4 * preset.n_rrd_s, preset.n_faw) * preset.clock_fs // 4)
         spread = preset.bank_groups * preset.pseudo_channels if mapping == "interleaved" else 1
         self._spread = spread * channels
         self._row_set = spread * channels * preset.row_bytes
+        self._costs: dict[tuple[int, bool, bool], int] = {}
         self._free = 0
-        self._activate_free = 0
         self._wrote: bool | None = None
         self._open = -1
         self._next = 0
@@ -441,29 +465,33 @@ class DramService:
         if address is None:
             address = self._next if self._next + size_bytes <= self.capacity else 0
         if not 0 <= address <= self.capacity - size_bytes:
-            raise HardwareError(f"{size_bytes} B at address {address:#x} lie beyond the {self.capacity} B of {self.channels} x {self.preset.name}")
+            raise HardwareError(
+                f"{size_bytes} B at address {address:#x} lie beyond the {self.capacity} B of {self.channels} x {self.preset.name}"
+            )
         last = address + size_bytes - 1
         sets = range(address // self._row_set, last // self._row_set + 1)
         opened = len(sets) - (1 if sets[0] == self._open else 0)
-        # rows opened on the busiest channel: of a row set, every bank group that the chunk touches
         touched = min(self._spread, -(-(size_bytes + address % REQUEST_BYTES) // REQUEST_BYTES)) if self.mapping == "interleaved" else 1
-        rows = opened * -(-touched // self.channels)
-        begin = max(now_fs, self._activate_free) if rows else now_fs
-        latency = self._first[write] if opened else self._again[write]
-        data = max(begin + latency, self._free + (self._turn[write] if self._wrote is not None and self._wrote != write else 0))
-        stream = stream_cost(self.preset, self.channels, size_bytes, self.mapping, self.refresh, write=write)
-        acts = rows * self._activate_fs // self.preset.pseudo_channels
-        if rows:
-            self._activate_free = max(begin, self._activate_free) + acts
-        end = max(data + stream, begin + latency + acts - self._activate_fs if rows else 0)
-        self.busy_fs += stream
-        self._free, self._wrote, self._open, self._next = end, write, sets[-1], last + 1
         self.activates += opened * touched
+        # a chunk that opens its own rows costs more than one that goes on in those of the chunk before
+        busy = self._cost(size_bytes, write, contiguous=address == self._next or not opened)
+        latency = self._first[write] if opened else self._again[write]
+        turn = self._turn[write] if self._wrote is not None and self._wrote != write else 0
+        end = max(now_fs + latency, self._free + turn) + busy
+        self.busy_fs += busy
+        self._free, self._wrote, self._open, self._next = end, write, sets[-1], last + 1
         if write:
             self.bytes_written += size_bytes
         else:
             self.bytes_read += size_bytes
         return end
+
+    def _cost(self, size_bytes: int, write: bool, *, contiguous: bool) -> int:
+        key = (size_bytes, write, contiguous)
+        if key not in self._costs:
+            cost = stream_cost if contiguous else scattered_cost
+            self._costs[key] = cost(self.preset, self.channels, size_bytes, self.mapping, self.refresh, write=write)
+        return self._costs[key]
 
     def energy_parts(self, time_s: float) -> dict[str, float | None]:
         """Joules so far by command and location, with standby over `time_s`; empty where the preset gives no energy."""
@@ -476,4 +504,4 @@ class DramService:
         return parts
 
 
-__all__ = ["DramService", "Latency", "MemoryResult", "Served", "address_fields", "load_latency", "serve", "simulate"]
+__all__ = ["DramService", "Latency", "MemoryResult", "Served", "load_latency", "serve", "simulate"]

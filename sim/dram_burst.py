@@ -86,7 +86,7 @@ def decoder(preset: DramPreset, mapping: str) -> Ints:
     return np.array([(kinds.index(field), bits) for field, bits in address_fields(preset, mapping)], dtype=np.int64)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def decode(burst: int, fields: Ints, ranks: int, groups: int, banks: int) -> tuple[int, int]:
     """Flat bank and row of a burst index."""
     pc = rank = bg = bank = row = 0
@@ -113,7 +113,27 @@ def decode(burst: int, fields: Ints, ranks: int, groups: int, banks: int) -> tup
     return ((pc * ranks + rank) * groups + bg) * banks + bank, row
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
+def enlist(waiting: Ints, count: Ints, place: Ints, mode: int, is_open: bool, bank: int) -> None:
+    """Adds a bank to the banks with requests of `mode`: lists 2 * mode (closed banks) and 2 * mode + 1 (open ones)."""
+    k = 2 * mode + (1 if is_open else 0)
+    place[mode, bank] = count[k]
+    waiting[k, count[k]] = bank
+    count[k] += 1
+
+
+@njit(cache=True, nogil=True)
+def unlist(waiting: Ints, count: Ints, place: Ints, mode: int, is_open: bool, bank: int) -> None:
+    """Takes a bank out again; the last of the list takes its place."""
+    k = 2 * mode + (1 if is_open else 0)
+    count[k] -= 1
+    moved = waiting[k, count[k]]
+    waiting[k, place[mode, bank]] = moved
+    place[mode, moved] = place[mode, bank]
+    place[mode, bank] = -1
+
+
+@njit(cache=True, nogil=True)
 def run(
     cfg: Ints,
     fields: Ints,
@@ -147,6 +167,7 @@ def run(
         bank_rank[b] = b // (banks * groups)
         bank_pc[b] = b // per_pc
 
+    slack = l_act + l_pre + l_col  # a command that waits no longer than this behind others is charged to its own rule
     far = np.int64(1) << 62
     open_row = np.full(n_banks, -1, np.int64)
     t_act = np.zeros(n_banks, np.int64)
@@ -184,9 +205,9 @@ def run(
     head = np.full((2, n_banks), -1, np.int64)
     tail = np.full((2, n_banks), -1, np.int64)
     hit = np.full((2, n_banks), -1, np.int64)
-    busy = np.zeros((2, n_banks), np.int64)
+    busy = np.zeros((4, n_banks), np.int64)  # banks with requests: reads of closed and open banks, writes of closed and open ones
     busy_at = np.full((2, n_banks), -1, np.int64)
-    n_busy = np.zeros(2, np.int64)
+    n_busy = np.zeros(4, np.int64)
     count = np.zeros(2, np.int64)
     active = np.full(n_banks, -1, np.int64)  # the access an activate was made for
     active_w = np.zeros(n_banks, np.int64)
@@ -210,7 +231,7 @@ def run(
     ref_pending = 0  # refreshes still to issue
     ref_pc = 0  # pseudo channel of the refresh at the head
     m = 0
-    busy_m, head_m, hit_m = busy[m], head[m], hit[m]
+    head_m, hit_m = head[m], hit[m]
     t_col_m, g_col_m, r_col_m = t_col[m], g_col[m], r_col[m]
     common_act = np.zeros(pcs, np.int64)
     common_pre = np.zeros(pcs, np.int64)
@@ -248,9 +269,7 @@ def run(
                 s_next[tail[w, b]] = s
             else:
                 head[w, b] = s
-                busy_at[w, b] = n_busy[w]
-                busy[w, n_busy[w]] = b
-                n_busy[w] += 1
+                enlist(busy, n_busy, busy_at, w, open_row[b] >= 0, b)
             tail[w, b] = s
             if hit[w, b] < 0 and open_row[b] == row:
                 hit[w, b] = s
@@ -260,13 +279,9 @@ def run(
             ref_pending += pcs
             next_ref += refi
         # reads first; writes drain from the high to the low watermark, or while there is no read
-        if m == 0:
-            turn = count[1] >= high or count[0] == 0
-        else:
-            turn = count[1] <= low and count[0] > 0
-        if turn:
+        if (m == 0 and (count[1] >= high or count[0] == 0)) or (m == 1 and count[1] <= low and count[0] > 0):
             m = 1 - m
-            busy_m, head_m, hit_m = busy[m], head[m], hit[m]
+            head_m, hit_m = head[m], hit[m]
             t_col_m, g_col_m, r_col_m = t_col[m], g_col[m], r_col[m]
 
         base_row = max(now, row_free)
@@ -323,46 +338,52 @@ def run(
             for p in range(pcs):
                 common_act[p] = max(base_rise, p_act[p], faw_at[p, faw_i[p]] + faw) if pending_act2 < 0 else far
                 common_pre[p] = max(base_row, p_pre[p])
-            for i in range(n_busy[m]):
-                b = busy_m[i]
+            closed = busy[2 * m]
+            opened = busy[2 * m + 1]
+            for i in range(n_busy[2 * m + 1]):
+                b = opened[i]
                 h = head_m[b]
-                p = bank_pc[b]
-                if open_row[b] < 0:
-                    t = max(common_act[p], t_act[b])
+                s = hit_m[b]
+                if s >= 0:
+                    t = max(base_col, t_col_m[b])
+                    if t <= col_t:
+                        t = max(t, g_col_m[bank_group[b]], r_col_m[bank_rank[b]])
+                        if edge > 1:
+                            t += t & 1
+                        if t < col_t or (t == col_t and not col_active and s_seq[s] < col_seq):
+                            col_t = t
+                            col_seq = s_seq[s]
+                            col_s = s
+                            col_active = False
+                if h != s and active[b] < 0:
+                    t = max(common_pre[bank_pc[b]], t_pre[b])
+                    if t < row_t or (t == row_t and s_seq[h] < row_seq):
+                        row_t = t
+                        row_seq = s_seq[h]
+                        row_b = b
+                        row_cmd = PRE
+            # no activate can come before the earliest that the pseudo channels allow
+            soonest = common_act[0]
+            for p in range(1, pcs):
+                soonest = min(soonest, common_act[p])
+            limit = row_t if dual else min(row_t, col_t)
+            if soonest <= limit and soonest < far:
+                for i in range(n_busy[2 * m]):
+                    b = closed[i]
+                    t = max(common_act[bank_pc[b]], t_act[b])
                     if t <= row_t:
                         t = max(t, g_act[bank_group[b]])
                         if edge > 1:
                             t += t & 1
+                        h = head_m[b]
                         if t < row_t or (t == row_t and s_seq[h] < row_seq):
                             row_t = t
                             row_seq = s_seq[h]
                             row_b = b
                             row_cmd = ACT
-                else:
-                    s = hit_m[b]
-                    if s >= 0:
-                        t = max(base_col, t_col_m[b])
-                        if t <= col_t:
-                            t = max(t, g_col_m[bank_group[b]], r_col_m[bank_rank[b]])
-                            if edge > 1:
-                                t += t & 1
-                            if t < col_t or (t == col_t and not col_active and s_seq[s] < col_seq):
-                                col_t = t
-                                col_seq = s_seq[s]
-                                col_s = s
-                                col_active = False
-                    if h != s and active[b] < 0:
-                        t = max(common_pre[p], t_pre[b])
-                        if t < row_t or (t == row_t and s_seq[h] < row_seq):
-                            row_t = t
-                            row_seq = s_seq[h]
-                            row_b = b
-                            row_cmd = PRE
         # one bus for all commands: the earlier one, at equal times an opened access, then a refresh, then the older request
-        if dual:
-            take_col = col_t <= row_t
-        else:
-            take_col = col_t < row_t or (col_t == row_t and (col_active or (ref_pending == 0 and col_seq < row_seq)))
+        first = dual or col_active or (ref_pending == 0 and col_seq < row_seq)
+        take_col = col_t < row_t or (col_t == row_t and first)
         t = col_t if take_col else row_t
         sync = False
         if pending_act2 >= 0:
@@ -428,7 +449,7 @@ def run(
                 else:
                     latest = r_col[w, r]
                     reason = why_rank[w, r]
-                if latest + (edge - 1) >= base or latest >= t - clock:
+                if latest + (edge - 1) >= base or latest >= t - slack:
                     why = reason
                 elif s_in[s] >= t - clock and not col_active:
                     why = W_ARRIVE if open_loop else W_QUEUE
@@ -515,11 +536,7 @@ def run(
                     after = s_next[after]
                 hit[m, b] = after
                 if head[m, b] < 0:
-                    n_busy[m] -= 1
-                    moved = busy[m, n_busy[m]]
-                    busy[m, busy_at[m, b]] = moved
-                    busy_at[m, moved] = busy_at[m, b]
-                    busy_at[m, b] = -1
+                    unlist(busy, n_busy, busy_at, m, True, b)
             free[n_free] = s
             n_free += 1
         elif row_cmd == ACT:
@@ -529,8 +546,8 @@ def run(
             s = head[m, b]
             window = faw_at[p, faw_i[p]] + faw
             latest = max(t_act[b], g_act[g], p_act[p], window)
-            if latest >= t - (edge - 1):
-                if window == latest:
+            if latest >= t - slack:
+                if window >= latest:
                     why = W_FAW
                 elif g_act[g] == latest or p_act[p] == latest:
                     why = W_RRD
@@ -567,6 +584,10 @@ def run(
                 record[recorded, 3] = s_row[s]
                 record[recorded, 4] = s_req[s]
                 recorded += 1
+            for q in range(2):
+                if busy_at[q, b] >= 0:
+                    unlist(busy, n_busy, busy_at, q, False, b)
+                    enlist(busy, n_busy, busy_at, q, True, b)
             # the oldest request of the bank owns the opened row; it leaves the queue
             after = s_next[s]
             head[m, b] = after
@@ -574,11 +595,7 @@ def run(
                 s_prev[after] = -1
             else:
                 tail[m, b] = -1
-                n_busy[m] -= 1
-                moved = busy[m, n_busy[m]]
-                busy[m, busy_at[m, b]] = moved
-                busy_at[m, moved] = busy_at[m, b]
-                busy_at[m, b] = -1
+                unlist(busy, n_busy, busy_at, m, True, b)
             count[m] -= 1
             active[b] = s
             active_w[b] = m
@@ -609,6 +626,10 @@ def run(
                 record[recorded, 3] = open_row[b]
                 record[recorded, 4] = -1
                 recorded += 1
+            for q in range(2):
+                if busy_at[q, b] >= 0:
+                    unlist(busy, n_busy, busy_at, q, True, b)
+                    enlist(busy, n_busy, busy_at, q, False, b)
             open_row[b] = -1
             open_count[p] -= 1
             hit[0, b] = -1
@@ -628,6 +649,10 @@ def run(
                 p_pre[p] = t + ppd
                 p_ref[p] = t + rpab_ref
                 for b in range(p * per_pc, (p + 1) * per_pc):
+                    for q in range(2):
+                        if open_row[b] >= 0 and busy_at[q, b] >= 0:
+                            unlist(busy, n_busy, busy_at, q, True, b)
+                            enlist(busy, n_busy, busy_at, q, False, b)
                     open_row[b] = -1
                     hit[0, b] = -1
                     hit[1, b] = -1

@@ -64,8 +64,10 @@ def requests(
         raise HardwareError(f"pattern {pattern}: expected a size of whole {REQUEST_BYTES} B requests, found {size_bytes} B")
     footprint = {"stream": size_bytes, "triad": size_bytes, "chunks": chunk_bytes}.get(pattern, REQUEST_BYTES)
     if footprint > preset.capacity:
-        raise HardwareError(f"pattern {pattern} spans {footprint} B, but one channel of {preset.name} holds {preset.capacity} B "
-                            f"({footprint - preset.capacity} B missing): lower the size or spread it over more channels")
+        raise HardwareError(
+            f"pattern {pattern} spans {footprint} B, but one channel of {preset.name} holds {preset.capacity} B "
+            f"({footprint - preset.capacity} B missing): lower the size or spread it over more channels"
+        )
     count = size_bytes // REQUEST_BYTES
     places = preset.capacity // REQUEST_BYTES
     rng = np.random.default_rng(seed)
@@ -81,8 +83,9 @@ def requests(
         return Requests(np.arange(count, dtype=np.int64) * step % preset.capacity, writes)
     if pattern == "chunks":
         if chunk_bytes < REQUEST_BYTES or chunk_bytes % REQUEST_BYTES or size_bytes % chunk_bytes:
-            raise HardwareError(f"pattern chunks: expected a chunk of whole {REQUEST_BYTES} B requests that divides {size_bytes} B, "
-                                f"found {chunk_bytes} B")
+            raise HardwareError(
+                f"pattern chunks: expected a chunk of whole {REQUEST_BYTES} B requests that divides {size_bytes} B, found {chunk_bytes} B"
+            )
         per = chunk_bytes // REQUEST_BYTES
         first = rng.integers(0, places // per, count // per) * per
         return Requests(((first[:, None] + np.arange(per)) * REQUEST_BYTES).reshape(-1), writes)
@@ -92,6 +95,8 @@ def requests(
     array = preset.capacity // 4  # the three arrays start a quarter of the channel apart, each at the first bank
     index = np.arange(count, dtype=np.int64)
     if -(-count // 3) * REQUEST_BYTES > array:
-        raise HardwareError(f"pattern triad: each of its three arrays may span a quarter of {preset.name} ({array} B), "
-                            f"found {-(-count // 3) * REQUEST_BYTES} B")
+        raise HardwareError(
+            f"pattern triad: each of its three arrays may span a quarter of {preset.name} ({array} B), "
+            f"found {-(-count // 3) * REQUEST_BYTES} B"
+        )
     return Requests((index % 3) * array + (index // 3) * REQUEST_BYTES, writes)
