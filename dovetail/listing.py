@@ -74,6 +74,7 @@ def device_document(device: Device) -> dict[str, Any]:
                 "kind": type(memory).kind,
                 "capacity_bytes": memory.total,
                 "bandwidth_bytes_per_s": memory.bandwidth,
+                "model": memory.model,
                 "source": memory.source,
             }
             for name, memory in device.memories.items()
@@ -92,7 +93,7 @@ def show_devices(as_json: bool) -> None:
         return
     table(
         "",
-        ("device", "clock", "units", "peak", "main memory", "bandwidth", "source"),
+        ("device", "clock", "units", "peak", "main memory", "bandwidth", "memory model", "source"),
         (
             (
                 device.name,
@@ -101,6 +102,7 @@ def show_devices(as_json: bool) -> None:
                 highest_peak(device),
                 f"{device.main_memory} {capacity(device.dram.total)}",
                 decimal(device.dram.bandwidth, "B/s"),
+                device.dram.model,
                 device.source,
             )
             for device in found
@@ -143,9 +145,9 @@ def show_device(device: Device, as_json: bool) -> None:
     print()
     table(
         "",
-        ("memory", "kind", "capacity", "bandwidth", "source"),
+        ("memory", "kind", "capacity", "bandwidth", "model", "source"),
         (
-            (name, type(memory).kind, capacity(memory.total), decimal(memory.bandwidth, "B/s"), memory.source)
+            (name, type(memory).kind, capacity(memory.total), decimal(memory.bandwidth, "B/s"), memory.model, memory.source)
             for name, memory in device.memories.items()
         ),
         right=frozenset({"capacity", "bandwidth"}),

@@ -50,6 +50,11 @@ class Memory(Part):
             MEMORIES[kind] = cls
 
     @property
+    def model(self) -> str:
+        """What its transfers are charged for, in a few words."""
+        return "stated bandwidth"
+
+    @property
     def total(self) -> int:
         """Bytes over all instances."""
         return self.capacity * self.count
@@ -103,6 +108,12 @@ class Dram(Memory, kind="dram"):
         if self.refresh:
             raise HardwareError(f"refresh: is part of the timing preset {self.timing}; leave it out")
         return self
+
+    @property
+    def model(self) -> str:
+        if self.timing:
+            return f"{f'{self.channels} x ' if self.channels else ''}{self.timing}, {self.mapping}"
+        return "stated bandwidth less refresh" if self.refresh else super().model
 
     def _fractions(self) -> tuple[Fraction, Fraction]:
         """Fractions of the bandwidth that reads and writes reach."""
