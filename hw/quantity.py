@@ -85,7 +85,8 @@ def spell(value: Fraction | int, units: Mapping[str, Fraction]) -> str:
         number = _decimal(value / factor)
         if number is not None and (not best or (len(number), -factor) < (len(best.split()[0]), 0)):
             best = f"{number} {unit}"
-    return best or f"{value} {next(iter(units))}"
+    unit, factor = next(iter(units.items()))
+    return best or f"{value / factor} {unit}"
 
 
 def _decimal(value: Fraction) -> str | None:

@@ -70,7 +70,7 @@ class Blocks:
         op = self.kernel.operator
         past = op["keys"] - op["queries"]
         last = past + start + rows if op["causal"] else op["keys"]
-        first = max(0, past + start - op["window"] + 1) if op["window"] else 0
+        first = max(0, past + start - op["window"] + 1) if op["window"] and op["causal"] else 0
         return last - first
 
     def rows_and_keys(self, block: int) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hw.device import Device
 from hw.memory import Dram, Scratchpad
-from mapper.attention import Flash
+from mapper.attention import Blocks, Flash
 from mapper.bounds import Bound, kernel_bound, total_fs
 from mapper.errors import CapacityError, MappingError
 from mapper.kernels import Kernel, fuse, tensor_sizes
@@ -121,16 +121,35 @@ def _write(lowering: Lowering, body: list[Placed]) -> list[Item]:
 
 
 def choose_space(target: Target, kernel: Kernel, resident: frozenset[str] = frozenset()) -> tuple[Space, str]:
-    """The family of mappings for a kernel on a device, and the number format of its products ("" if it has none)."""
-    waves = any(unit.execution == "waves" for unit in target.device.units.values())
-    space: Nest | Flash | WaveProduct | WaveAttention
+    """The family of mappings for a kernel on a device, and the number format of its products ("" if it has none).
+
+    Raises `MappingError` when no unit executes the kernel.
+    """
+    space: Nest | Flash | WaveProduct | WaveAttention | Stream | WaveStream
     if kernel.kind in MATRIX:
-        space = WaveProduct(target, kernel, resident) if waves else Nest(target, kernel)
-        return space, space.placement[1]
+        unit, number_format = target.matrix_unit(kernel.name, kernel.input(0).format, kernel.input(1).format)
+        space = WaveProduct(target, kernel, resident) if _in_waves(target, unit) else Nest(target, kernel)
+        return space, number_format
     if kernel.kind == "attention":
-        space = WaveAttention(target, kernel, resident) if waves else Flash(target, kernel)
-        return space, space.placement[1]
+        blocks = Blocks(kernel)
+        unit, number_format = target.matrix_unit(kernel.name, blocks.query.format, blocks.cached[-1].format)
+        space = WaveAttention(target, kernel, resident) if _in_waves(target, unit) else Flash(target, kernel)
+        return space, number_format
+    waves = any(unit.execution == "waves" for unit in target.device.units.values())
     return (WaveStream(target, kernel, resident) if waves else Stream(target, kernel)), ""
+
+
+def _in_waves(target: Target, name: str) -> bool:
+    """Whether a unit runs thread blocks in waves. Raises `MappingError` for copies of a unit that nothing would use."""
+    unit = target.unit(name)
+    if unit.execution == "waves":
+        return True
+    if unit.count > 1:
+        raise MappingError(
+            f"{target.device.name}: unit {name!r} has {unit.count} copies, and tiles run on one; describe one larger unit or set "
+            f"units.{name}.count=1"
+        )
+    return False
 
 
 def _signature(kernel: Kernel, resident: frozenset[str]) -> Any:

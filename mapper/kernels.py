@@ -171,7 +171,7 @@ def _compulsory(graph: Graph, reads: tuple[Operand, ...], writes: tuple[Operand,
     for operand in reads:
         elements = operand.elements
         if operand.role == "kv_cache":
-            elements = elements * (graph.context - graph.tokens) // graph.context
+            elements = max(0, elements - operand.total * graph.tokens // graph.context)
         elif operand.role != "weight" and operand.tensor not in graph.inputs:
             continue
         fresh = elements - seen.get(operand.tensor, 0)

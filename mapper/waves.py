@@ -116,13 +116,16 @@ class WaveProduct(Wave):
                     split *= 2
 
     def footprint(self, mapping: OperatorMapping) -> dict[str, int]:
-        """Slabs of both operands in shared memory, sums in registers, per thread block."""
+        """Slabs of both operands in shared memory and sums in registers, per thread block; the partial sums of a split in the
+        cache."""
         m, n = mapping.integer("m"), mapping.integer("n")
         width = ceil(max(16, self.kernel.input(0).format.element_bits) / 8)
         shared = self.target.pad_capacity("activations", self.unit)[0]
         sums = self.target.pad_capacity("outputs", self.unit)[0]
         needs = {shared: STAGES * (m + n) * SLAB * width}
         needs[sums] = needs.get(sums, 0) + m * n * SUM_BYTES
+        if (split := mapping.integer("split")) > 1:
+            needs[self.cache[0]] = sum(p.count * p.m * p.n for p in products(self.kernel)) * split * SUM_BYTES
         return needs
 
     def _blocks(self, mapping: OperatorMapping) -> int:
@@ -146,10 +149,10 @@ class WaveProduct(Wave):
         total = self.missing(others)
         shapes = products(self.kernel)
         pairs = sum(p.count for p in shapes)
-        half = self.cache[1].total // 2
+        half = max(1, self.cache[1].total // 2)
         a, b = left.size / pairs, right.size / pairs
         miss_a = Fraction(left.tensor not in self.resident)
-        miss_b = Fraction(right.tensor not in self.resident)
+        miss_b = Fraction(right.tensor not in self.resident and right.tensor != left.tensor)
         if min(a, b) > half:
             # panels of one operand stay, the other streams past each of them
             options = (a * miss_a * ceil(b / half) + b * miss_b, b * miss_b * ceil(a / half) + a * miss_a)
@@ -260,14 +263,17 @@ class WaveAttention(Wave):
         return min(mapping.integer("q"), op["queries"]), h, min(mapping.integer("k"), op["keys"]), mapping.integer("split")
 
     def footprint(self, mapping: OperatorMapping) -> dict[str, int]:
-        """Queries and two blocks of keys and values in shared memory; scores and the running output in registers."""
+        """Queries and two blocks of keys and values in shared memory, scores and the running output in registers, per thread
+        block; the partial outputs of a split in the cache."""
         op, b = self.kernel.operator, self.blocks
-        q, h, k, _ = self._shape(mapping)
+        q, h, k, split = self._shape(mapping)
         shared = self.target.pad_capacity("activations", self.unit)[0]
         sums = self.target.pad_capacity("outputs", self.unit)[0]
         head = op["head_dim"] * max(2, ceil(b.query.format.bits / 8))
         needs = {shared: q * h * head + 2 * k * max(ceil(b.key_size), head)}
         needs[sums] = needs.get(sums, 0) + q * h * (k + op["value_dim"]) * SUM_BYTES
+        if split > 1:
+            needs[self.cache[0]] = b.heads * op["queries"] * b.group * (op["value_dim"] + 2) * split * SUM_BYTES
         return needs
 
     def _kinds(self, mapping: OperatorMapping) -> list[_Kind]:

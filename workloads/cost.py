@@ -46,12 +46,13 @@ def attended_pairs(queries: int, keys: int, causal: bool, window: int) -> int:
 
 def attended_keys(op: Operator) -> int:
     """Keys that at least one query of an attention operator attends to: the last window + queries - 1 of a sliding window.
+    A window belongs to causal attention; without `causal` every query attends to every key.
 
     >>> attended_keys(Operator("a", "attention", (), (), dict(batch=1, heads=1, kv_heads=1, queries=4, keys=100, head_dim=8,
     ...     value_dim=8, causal=1, window=16)))
     19
     """
-    return min(op["keys"], op["window"] + op["queries"] - 1) if op["window"] else op["keys"]
+    return min(op["keys"], op["window"] + op["queries"] - 1) if op["window"] and op["causal"] else op["keys"]
 
 
 def macs(op: Operator) -> int:

@@ -67,7 +67,9 @@ def test_a_decimal_float_means_what_was_typed_not_its_binary_neighbour():
     assert parse(0.1, ENERGY, whole=False, minimum=0) == Fraction(1, 10)
 
 
-@pytest.mark.parametrize("text", ["64 KB", "64 Kib", "64 kb", "64 bytes", "5 GHz", "GB", "", "1,000 B", ".5 GB", "5. GB", "inf B", "nan", "six B", "1 2 x B"])
+@pytest.mark.parametrize(
+    "text", ["64 KB", "64 Kib", "64 kb", "64 bytes", "5 GHz", "GB", "", "1,000 B", ".5 GB", "5. GB", "inf B", "nan", "six B", "1 2 x B"]
+)
 def test_an_unknown_unit_or_number_is_refused_with_the_units_that_are_known(text):
     with pytest.raises(HardwareError) as caught:
         parse(text, CAPACITY)
@@ -114,6 +116,17 @@ def test_every_decimal_energy_and_power_reads_back_equal(name, digits, places):
     assert parse(spell(value, TABLES[name]), TABLES[name], whole=False, minimum=0) == value
 
 
+@given(st.sampled_from(["energy", "power"]), st.fractions(0, 10**6))
+def test_fractions_without_a_decimal_read_back_equal_too(name, value):
+    assert parse(spell(value, TABLES[name]), TABLES[name], whole=False, minimum=0) == value
+
+
+@pytest.mark.parametrize("text", ["1e999999999 B", "1e-999999999 B", "1/0 B"])
+def test_a_number_that_no_quantity_has_is_refused_at_once(text):
+    with pytest.raises(HardwareError, match=r"^expected a"):
+        parse(text, CAPACITY)
+
+
 @given(st.sampled_from(sorted(WHOLE)), st.data(), st.integers(1, 10**6))
 def test_a_number_with_a_unit_is_that_many_units(name, data, count):
     table = WHOLE[name]
@@ -123,7 +136,13 @@ def test_a_number_with_a_unit_is_that_many_units(name, data, count):
 
 @pytest.mark.parametrize(
     ("value", "table", "text"),
-    [(65_536, CAPACITY, "64 KiB"), (64_000, CAPACITY, "64 kB"), (1_410_000_000, FREQUENCY, "1.41 GHz"), (1023, CAPACITY, "1023 B"), (80 * 2**30, CAPACITY, "80 GiB")],
+    [
+        (65_536, CAPACITY, "64 KiB"),
+        (64_000, CAPACITY, "64 kB"),
+        (1_410_000_000, FREQUENCY, "1.41 GHz"),
+        (1023, CAPACITY, "1023 B"),
+        (80 * 2**30, CAPACITY, "80 GiB"),
+    ],
 )
 def test_the_spelling_is_the_short_one_a_data_sheet_uses(value, table, text):
     assert spell(value, table) == text
