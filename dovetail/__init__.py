@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dovetail.estimate import estimate
     from dovetail.report import Report
+    from dovetail.sweep import optimise, sweep
     from hw import Device, Link, Memory, Unit
     from workloads.graph import Graph
 
 _HOME = {
     "estimate": "dovetail.estimate",
+    "sweep": "dovetail.sweep",
+    "optimise": "dovetail.sweep",
     "Report": "dovetail.report",
     "Device": "hw",
     "Link": "hw",
@@ -26,7 +29,7 @@ _HOME = {
     "Graph": "workloads.graph",
 }
 
-__all__ = ["Device", "Graph", "Link", "Memory", "Report", "Unit", "estimate"]
+__all__ = ["Device", "Graph", "Link", "Memory", "Report", "Unit", "estimate", "optimise", "sweep"]
 
 
 def __getattr__(name: str) -> Any:

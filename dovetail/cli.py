@@ -16,6 +16,9 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
+from dovetail.explore.command import sweep
+from dovetail.memory import memory
+from dovetail.study import study
 from workloads.errors import nearest
 
 USAGE = 2
@@ -65,13 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def mistakes() -> tuple[type[ValueError], ...]:
     """The errors that are a user's mistake; any other error is ours and keeps its traceback."""
+    from dovetail.explore.errors import ExploreError
     from dovetail.listing import ShowError
     from dovetail.report import ReportError
     from hw.errors import HardwareError
     from mapper.errors import MappingError
     from workloads.errors import WorkloadError
 
-    return (CommandError, WorkloadError, HardwareError, MappingError, ReportError, ShowError)
+    return (CommandError, WorkloadError, HardwareError, MappingError, ReportError, ShowError, ExploreError)
 
 
 def complain(message: str) -> int:
@@ -315,6 +319,11 @@ def estimate(
     for what, written in (("report", report), ("timeline", trace), ("mapping", save_mapping)):
         if written is not None:
             print(f"{what}: {written}", file=sys.stderr)
+
+
+app.command()(sweep)
+app.command()(memory)
+app.command()(study)
 
 
 @app.command()
