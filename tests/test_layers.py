@@ -21,8 +21,8 @@ LEFT_OF: dict[str, frozenset[str]] = {
 }
 
 HOMES: dict[str, tuple[str, ...]] = {
-    "torch": ("workloads/tracer", "verif/recorder"),
-    "transformers": ("workloads/tracer", "verif/recorder"),
+    "torch": ("workloads/tracer", "verif/kernels", "verif/record", "verif/record_latency"),
+    "transformers": ("workloads/tracer", "verif/record_latency"),
     "simpy": ("sim",),
     "numba": ("sim",),
     "cocotb": ("verif",),
