@@ -142,8 +142,13 @@ class WaveProduct(Wave):
         waves = ceil(self._blocks(mapping) / self.core.count)
         return waves * self.target.device.work_fs(self.unit, self._block_work(mapping))
 
-    def main_traffic(self) -> Fraction:
-        """Bytes read from main memory: each missing operand once, and again what the cache cannot keep."""
+    def main_traffic(self, mapping: OperatorMapping) -> Fraction:
+        """Bytes read from main memory: each missing operand once, and again what the cache cannot keep.
+
+        When neither operand fits into half of the cache, the cheapest of three orders counts: panels of the left or of the
+        right operand stay while the other streams past them, or all thread blocks of a wave advance through k together and
+        share the slabs of their rows and columns.
+        """
         left, right = self.kernel.input(0), self.kernel.input(1)
         others = tuple(o for o in self.kernel.reads if o.tensor not in (left.tensor, right.tensor))
         total = self.missing(others)
@@ -151,13 +156,17 @@ class WaveProduct(Wave):
         pairs = sum(p.count for p in shapes)
         half = max(1, self.cache[1].total // 2)
         a, b = left.size / pairs, right.size / pairs
-        miss_a = Fraction(left.tensor not in self.resident)
-        miss_b = Fraction(right.tensor not in self.resident and right.tensor != left.tensor)
-        if min(a, b) > half:
-            # panels of one operand stay, the other streams past each of them
-            options = (a * miss_a * ceil(b / half) + b * miss_b, b * miss_b * ceil(a / half) + a * miss_a)
-            return total + min(options) * pairs
-        return total + (a * miss_a + b * miss_b) * pairs
+        miss_a = a * (left.tensor not in self.resident)
+        miss_b = b * (right.tensor not in self.resident and right.tensor != left.tensor)
+        if min(a, b) <= half:
+            return total + (miss_a + miss_b) * pairs
+        m, n = mapping.integer("m"), mapping.integer("n")
+        rows, columns = max(ceil(p.m / m) for p in shapes), ceil(shapes[0].n / n)
+        options = [miss_a * ceil(b / half) + miss_b, miss_b * ceil(a / half) + miss_a]
+        for high in range(1, min(rows, self.core.count) + 1):
+            wide = min(columns, max(1, self.core.count // high))
+            options.append(miss_a * ceil(columns / wide) + miss_b * ceil(rows / high))
+        return total + min(options) * pairs
 
     def cache_traffic(self, mapping: OperatorMapping) -> Fraction:
         """Bytes that the cache delivers: every thread block reads its rows, every cluster of thread blocks its columns."""
@@ -178,7 +187,7 @@ class WaveProduct(Wave):
         block_fs = cycles_to_fs(cycles, clock)
         macs = sum(p.count * p.m * p.n * p.k for p in products(self.kernel))
         results = sum(p.count * p.m * p.n for p in products(self.kernel))
-        read, written = self.main_traffic(), sum((o.size for o in self.kernel.writes), Fraction(0))
+        read, written = self.main_traffic(mapping), sum((o.size for o in self.kernel.writes), Fraction(0))
         fed = self.cache_traffic(mapping)
         partial = Fraction(results * split * SUM_BYTES) if split > 1 else Fraction(0)
         epilogue = tuple(w for op in self.kernel.fused for w in of_operator(op))
