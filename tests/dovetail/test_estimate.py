@@ -134,7 +134,7 @@ def test_a_scratchpad_that_holds_no_tile_is_named():
     ("arguments", "error", "message"),
     [
         ({"workload": "gemm:8x8x8:fp16", "device": "systolic-32"}, MappingError, "multiplies fp16 by fp16, which no unit of systolic-32"),
-        ({"workload": "gemm:8x8x8", "device": "a100"}, HardwareError, "did you mean `a100-80g`"),
+        ({"workload": "gemm:8x8x8", "device": "a100-80"}, HardwareError, "did you mean `a100-80g`"),
         ({"workload": "llama-2-7", "device": "a100-80g"}, WorkloadError, "did you mean `llama-2-7b`"),
         ({"workload": "gemm:8x8x8", "device": "a100-80g", "engine": "quick"}, MappingError, "expected one of simpy, fast"),
         ({"workload": "gemm:8x8x8", "device": "a100-80g", "weights": "int3.5"}, WorkloadError, "unknown number format"),
