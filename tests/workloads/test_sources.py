@@ -290,7 +290,11 @@ def test_another_config_or_another_tracer_is_another_trace(data, tmp_path, monke
     assert len(traces_in(tmp_path)) == 3
 
 
-@pytest.mark.parametrize("damage", [b"", b"no gzip", gzip.compress(b"{}"), gzip.compress(b'{"type": "graph", "schema": 1}')])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"no gzip", gzip.compress(b"{}", mtime=0), gzip.compress(b'{"type": "graph", "schema": 1}', mtime=0)],
+    ids=["empty", "no gzip", "no graph", "half a graph"],
+)
 def test_a_damaged_cache_entry_is_made_again(damage, data, tmp_path, caplog):
     first = load(str(data / "tiny-llama"), seq=8, cache_dir=tmp_path)
     (entry,) = traces_in(tmp_path)
