@@ -58,6 +58,10 @@ scan              state-space scan: state of heads x head_dim x state per sequen
 """
 
 
+COUNTERS = frozenset({"causal", "window", "operations", "specials"})
+"""Attributes that may be 0; all others are dimensions."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """A value in the graph: `shape` in elements, `format`, `role`."""
@@ -101,6 +105,19 @@ class Operator:
         values: Mapping[str, object] = self.attributes
         if bad := {k: v for k, v in values.items() if not isinstance(v, int) or v < 0}:
             raise WorkloadError(f"operator {self.name!r} ({self.kind}): attributes must be integers >= 0, found {bad}")
+        if bad := {k: v for k, v in self.attributes.items() if v < 1 and k not in COUNTERS}:
+            raise WorkloadError(f"operator {self.name!r} ({self.kind}): dimensions must be at least 1, found {bad}")
+        for small, large in (("top_k", "experts"), ("active", "experts"), ("active", "rows"), ("kv_heads", "heads")):
+            if small in self.attributes and large in self.attributes and self.attributes[small] > self.attributes[large]:
+                raise WorkloadError(
+                    f"operator {self.name!r} ({self.kind}): {small} must be at most {large}, found {self.attributes[small]} and "
+                    f"{self.attributes[large]}"
+                )
+        if self.kind == "attention" and self.attributes["heads"] % self.attributes["kv_heads"]:
+            raise WorkloadError(
+                f"operator {self.name!r} (attention): heads must be a multiple of kv_heads, found {self.attributes['heads']} and "
+                f"{self.attributes['kv_heads']}"
+            )
         object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
 
     def __getitem__(self, attribute: str) -> int:

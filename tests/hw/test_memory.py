@@ -101,7 +101,7 @@ def test_stacked_memory_is_main_memory():
 def test_an_unknown_kind_is_told_the_nearest(kind, hint):
     with pytest.raises(HardwareError) as caught:
         memory_class(kind)
-    assert str(caught.value) == f"unknown memory kind {kind!r}, expected one of cache, dram, hbm, scratchpad{hint}"
+    assert str(caught.value) == f"unknown memory kind {kind!r}, expected one of {', '.join(sorted(MEMORIES))}{hint}"
 
 
 @pytest.mark.parametrize("ratio", ["2", "-1/4", "1", 1.0, "1/0", "often", None, "nan"])

@@ -101,3 +101,25 @@ def test_a_segment_runs_at_least_once():
 def test_a_document_that_is_no_graph_is_refused(document, message):
     with pytest.raises(WorkloadError, match=f"here: {message}"):
         Graph.from_json(document, where="here")
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "message"),
+    [
+        ("matmul", {"batch": 1, "m": 0, "n": 4, "k": 4}, "dimensions must be at least 1, found {'m': 0}"),
+        (
+            "attention",
+            {"batch": 1, "heads": 6, "kv_heads": 4, "queries": 1, "keys": 8, "head_dim": 8, "value_dim": 8, "causal": 1, "window": 0},
+            "heads must be a multiple of kv_heads, found 6 and 4",
+        ),
+        (
+            "attention",
+            {"batch": 1, "heads": 1, "kv_heads": 4, "queries": 1, "keys": 8, "head_dim": 8, "value_dim": 8, "causal": 1, "window": 0},
+            "kv_heads must be at most heads, found 4 and 1",
+        ),
+        ("grouped_matmul", {"rows": 4, "experts": 8, "top_k": 2, "active": 9, "n": 4, "k": 4}, "active must be at most experts"),
+    ],
+)
+def test_dimensions_that_make_no_sense_are_refused(kind, attributes, message):
+    with pytest.raises(WorkloadError, match=message):
+        Operator("o", kind, (), (), attributes)
