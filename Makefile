@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # torch goes in first: resolved together with the rest, a larger build with libraries for GPUs may be taken
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 # what `make test` needs beyond what a user runs
-EXTRAS := dev,rtl
+EXTRAS := all
 
 .DEFAULT_GOAL := run
 .PHONY: run test test-all lint bench clean
@@ -25,7 +25,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/installed
-	$(BIN)/python benchmarks/run.py
+	@for script in benchmarks/*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
