@@ -19,6 +19,8 @@ from typer.exceptions import TyperException
 from dovetail.explore.command import sweep
 from dovetail.memory import memory
 from dovetail.study import study
+from dovetail.units import units
+from dovetail.verify import verify
 from workloads.errors import nearest
 
 USAGE = 2
@@ -73,9 +75,10 @@ def mistakes() -> tuple[type[ValueError], ...]:
     from dovetail.report import ReportError
     from hw.errors import HardwareError
     from mapper.errors import MappingError
+    from verif.errors import VerificationError
     from workloads.errors import WorkloadError
 
-    return (CommandError, WorkloadError, HardwareError, MappingError, ReportError, ShowError, ExploreError)
+    return (CommandError, WorkloadError, HardwareError, MappingError, ReportError, ShowError, ExploreError, VerificationError)
 
 
 def complain(message: str) -> int:
@@ -324,6 +327,8 @@ def estimate(
 app.command()(sweep)
 app.command()(memory)
 app.command()(study)
+app.command()(verify)
+app.command()(units)
 
 
 @app.command()

@@ -262,12 +262,33 @@ def read_json(path: Path) -> Any:
         raise ShowError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
+def show_instructions(path: Path, as_json: bool) -> bool:
+    """Prints an instruction file and its first instructions; False when the file is none."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(16)
+    except OSError:
+        return False  # the caller says what is wrong with the file
+    from mapper.flightllm import binary
+
+    if not binary.is_program(start):
+        return False
+    document, lines = binary.show(path.read_bytes(), str(path))
+    if as_json:
+        print_json(document)
+        return True
+    print("\n".join([*(f"{name}: {value}" for name, value in document.items()), "", *lines]))
+    return True
+
+
 def show_file(path: Path, as_json: bool) -> None:
     """A saved artefact: a report, graph, mapping or program in JSON, or a device in YAML. Raises `ShowError` for others."""
     if path.suffix in (".yaml", ".yml"):
         from hw import devices
 
         show_device(devices.load(path), as_json)
+        return
+    if show_instructions(path, as_json):
         return
     document = read_json(path)
     kind = document.get("type") if isinstance(document, dict) else None

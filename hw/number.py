@@ -76,7 +76,7 @@ class Float:
         magnitude = np.abs(values)
         finite = np.isfinite(magnitude)
         safe = np.where(finite, magnitude, 0.0)
-        exponent = np.maximum(np.frexp(safe)[1] - 1, 1 - self.bias)
+        exponent = np.maximum(np.where(safe > 0, np.frexp(safe)[1] - 1, 1 - self.bias), 1 - self.bias)
         quantum = np.rint(np.ldexp(safe, self.fraction - exponent)).astype(np.int64)
         code = quantum + ((exponent + self.bias - 1).astype(np.int64) << self.fraction)
         beyond = (code > self.largest) | np.isinf(values)

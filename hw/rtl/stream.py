@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Module, Signal, Value
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -18,6 +18,8 @@ class StreamUnit(wiring.Component):  # type: ignore[misc]
 
     operands: Any
     result: Any
+    rigid = True
+    """Whether nothing inside moves while a result waits to be taken."""
 
     def __init__(self, operands: Any, result: Any) -> None:
         super().__init__({"operands": In(stream.Signature(operands)), "result": Out(stream.Signature(result))})
@@ -59,6 +61,18 @@ class Pipeline:
             self.m.d.sync += self.unit.result.valid.eq(self.valid & when)
             if payload is not None:
                 self.m.d.sync += Value.cast(self.unit.result.payload).eq(payload)
+
+    def accumulate(self, values: Any, closes: Any) -> None:
+        """Adds `values` to one running sum each, which are the result, its fields in order, after a word with `closes`."""
+        sums = Value.cast(self.unit.result.payload)
+        values = list(values)
+        width = len(sums) // len(values)
+        opening = Signal(init=1)
+        held = [Signal(signed(width), name=f"sum_{i}") for i in range(len(values))]
+        self.m.d.comb += sums.eq(Cat(*held))
+        kept = [Mux(opening, 0, old) + new for old, new in zip(held, values, strict=True)]
+        self.update(opening.eq(closes), *(old.eq(new) for old, new in zip(held, kept, strict=True)))
+        self.emit(closes)
 
 
 def total(values: Any) -> Any:

@@ -155,7 +155,7 @@ class LmulDot8(Unit, kind="lmul_dot8", executes={"gemm"}):
         return np.where(np.isnan(running), FLOATS["fp32"].nan, result)
 
     def cases(self, rng: Any) -> Iterator[Case]:
-        for number, (m, n, k) in enumerate(shapes(rng, (2, 2, 8))):
+        for number, (m, n, k) in enumerate(shapes(rng, (1, 1, 12), largest=1)):
             left, right = (codes(rng, self.form, shape, wild=number % 3 == 2) for shape in ((m, k), (k, n)))
             yield Case(Gemm(m, n, k, self.format), (left, right))
 
@@ -172,7 +172,7 @@ class LmulDot8(Unit, kind="lmul_dot8", executes={"gemm"}):
         return gemm(work).m * gemm(work).n
 
     def encode(self, *operands: Any) -> list[int]:
-        a, b, closes = dot_words(*operands, lanes=8)
+        a, b, closes = dot_words(operands[0], operands[1], 8)
         return pack((a, self.form.width), (b, self.form.width), (closes, 1))
 
     def decode(self, words: list[int], work: Work) -> Array:
@@ -182,4 +182,4 @@ class LmulDot8(Unit, kind="lmul_dot8", executes={"gemm"}):
         from hw.rtl.float import sum_theorem
         from hw.rtl.lmul import adder_theorem
 
-        return {"products_equal_one_addition": adder_theorem(self.form), "fp32_sum_is_ieee": sum_theorem(FLOATS["fp32"])}
+        return {"products_equal_one_addition": adder_theorem(self.form), "sum_is_ieee_at_fp16": sum_theorem(FLOATS["fp16"])}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hw.bits import Array, pack, unpack
-from hw.gemm import gemm_cases, wrap
+from hw.gemm import gemm, gemm_cases, wrap
 from hw.quantity import Count
 from hw.unit import Unit
 from hw.work import Case, Gemm, Work
@@ -98,14 +98,11 @@ class Systolic(Unit, kind="systolic", executes={"gemm"}):
         return wrap(left @ right, self.accumulator_bits)
 
     def cases(self, rng: Any) -> Iterator[Case]:
-        """Any shape; with `fold_overlap="full"` at least as long as the R cycles in which one block leaves or is loaded."""
-        long = self.fold_overlap == "full"
+        """Any shape, but K of at least R where output-stationary folds overlap: below that one row of results per cycle is too few."""
+        full = self.fold_overlap == "full" and self.dataflow == "output_stationary"
         for case in gemm_cases(rng, "int8", (-128, 127), (-128, 127), steps=(self.rows, self.columns, max(self.rows, 2))):
-            if long and self.dataflow == "output_stationary" and case.work.k < self.rows:
-                continue
-            if long and self.preload == "hidden" and case.work.m < self.rows:
-                continue
-            yield case
+            if not (full and gemm(case.work).k < self.rows):
+                yield case
 
     @classmethod
     def samples(cls) -> tuple[Systolic, ...]:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from math import ceil
-from typing import ClassVar
+from fractions import Fraction
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
 from hw.errors import HardwareError
-from hw.quantity import Count
+from hw.memory import Ratio, Share
+from hw.quantity import Count, Duration
 from hw.unit import Unit
 from hw.work import Gemm, Work
+
+BLOCK_AREA = 128 * 128
+"""Results of the thread block whose warps, one to a scheduler, are meant by a lone block."""
+
+SLICE = 64
+"""Elements of k in one step of a thread block's pipeline."""
 
 
 class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
@@ -15,10 +26,18 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
 
     `macs` is the dense multiply-accumulate rate of one SM per cycle and format; `instruction` the (m, n, k) of one matrix
     instruction at 16-bit operands, in whole multiples of which tiles are computed (k scales inversely with operand width);
-    `shared_bandwidth` bytes per cycle that one SM's shared memory delivers to the warps; `fill_bandwidth` bytes per cycle that
-    one SM receives from the cache; `warps` the (rows, columns) grid
+    `shared_bandwidth` bytes per cycle that one SM's shared memory delivers to the warps; `warps` the (rows, columns) grid
     of warps that divide a thread-block tile, each reading its own rows and columns; `instruction_latency` cycles of one
     dependent instruction; `cluster` the thread blocks, neighbours along the rows, that one read of the cache serves (multicast).
+
+    What kernels reach beyond that is described by constants of the generation, all neutral by default: `efficiency`, the share
+    of the rate that long products sustain (issue slots, clocks under the power limit); `lone`, the share of that which a single
+    thread block of 128 x 128 results reaches on an SM; `step_latency`, cycles that a lone thread block needs per 64 elements of
+    k however small its tile; `block_overhead`, cycles between thread blocks that follow each other; `drain`, cycles per result
+    to leave the accumulators; `split_latency`, the extra time of a product whose k is split; `attention_latency`, the extra
+    time of an attention call; `attention_overhead`, cycles between thread blocks of attention (`decode_overhead` where each has
+    the queries of few positions, if that is another number). `tile_rows` and `tile_columns`
+    are the edges of the thread-block tiles that the vendor's library is built for.
     """
 
     execution: ClassVar[str] = "waves"
@@ -26,10 +45,20 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
     macs: dict[str, Count]
     instruction: tuple[Count, Count, Count] = (16, 8, 16)
     shared_bandwidth: Count = 128
-    fill_bandwidth: Count = 64
     warps: tuple[Count, Count] = (2, 2)
     instruction_latency: Count = 32
     cluster: Count = 1
+    tile_rows: tuple[Count, ...] = (16, 32, 64, 128, 256)
+    tile_columns: tuple[Count, ...] = (32, 64, 128, 256)
+    efficiency: Share = Fraction(1)
+    lone: Share = Fraction(1)
+    step_latency: int = Field(default=0, ge=0)
+    block_overhead: int = Field(default=0, ge=0)
+    drain: Ratio = Fraction(0)
+    split_latency: Duration = 0
+    attention_latency: Duration = 0
+    attention_overhead: int = Field(default=0, ge=0)
+    decode_overhead: int | None = Field(default=None, ge=0)
 
     def cycles(self, work: Work) -> int:
         """Cycles of one SM for one thread-block tile: the larger of matrix rate and shared-memory operand delivery,
@@ -40,25 +69,35 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
         """
         if not isinstance(work, Gemm):
             return super().cycles(work)
-        rate = self.macs_per_cycle(work.format)
-        if not rate:
-            raise HardwareError(f"tensor core has no rate for {work.format}, only for {', '.join(self.macs)}")
-        im, inn, ik = self.instruction
-        width = _bytes(work.format)
-        ik = max(1, ik * 2 // width)
-        # the instruction's two result dimensions may be swapped, so that a flat operand pads to the smaller one
-        m, n = min(
-            (ceil(work.m / im) * im, ceil(work.n / inn) * inn),
-            (ceil(work.m / inn) * inn, ceil(work.n / im) * im),
-            key=lambda mn: mn[0] * mn[1],
-        )
-        k = ceil(work.k / ik) * ik
-        matrix = ceil(m * n * k / rate)
-        warp_rows, warp_columns = self.warps
-        delivered = ceil((m * warp_columns + n * warp_rows) * k * width / self.shared_bandwidth)
-        return max(matrix, delivered) + self.instruction_latency * work.closes
+        return int(self.tile_cycles(work.m, work.n, work.k, work.format)) + self.instruction_latency * work.closes
 
-    def granularity(self) -> tuple[int, int, int]:
+    def tile_cycles(self, m: Any, n: Any, k: Any, number_format: str) -> Any:
+        """Cycles of one SM for the instructions of a tile, without their drain. `m`, `n`, `k` are integers or integer arrays."""
+        rate = self.macs_per_cycle(number_format)
+        if not rate:
+            raise HardwareError(f"tensor core has no rate for {number_format}, only for {', '.join(self.macs)}")
+        width = _bytes(number_format)
+        im, inn, ik = self.instruction
+        share = self.efficiency
+        depth = _whole(k, max(1, ik * 2 // width))
+        warp_rows, warp_columns = self.warps
+        best: Any = None
+        # the instruction's two result dimensions may be swapped, so that a flat operand pads to the smaller one
+        for rows, columns in ((_whole(m, im), _whole(n, inn)), (_whole(m, inn), _whole(n, im))):
+            matrix = -(-rows * columns * depth * share.denominator // (rate * share.numerator))
+            delivered = -(-(rows * warp_columns + columns * warp_rows) * depth * width // self.shared_bandwidth)
+            cycles = most(matrix, delivered)
+            best = cycles if best is None else least(best, cycles)
+        return best
+
+    def round_cycles(self, together: Any, tile: Any, area: Any, depth: Any) -> Any:
+        """Cycles of an SM for `together` thread blocks side by side, of `tile` cycles and `area` results each, over `depth`
+        elements of k: their work, or that of one which its own warps cannot keep busy, or its steps through k."""
+        alone = -(-tile * (BLOCK_AREA * self.lone.denominator) // (self.lone.numerator * most(area, BLOCK_AREA)))
+        steps = -(-depth * self.step_latency // SLICE)
+        return most(most(together * tile, alone), steps) + self.block_overhead
+
+    def block(self) -> tuple[int, int, int]:
         return self.instruction
 
     def operand_elements(self, work: Gemm) -> tuple[int, int, int]:
@@ -71,6 +110,20 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
 
     def macs_per_cycle(self, number_format: str) -> int:
         return self.macs.get(number_format, 0)
+
+
+def least(a: Any, b: Any) -> Any:
+    """The smaller of two numbers, or of each pair of two arrays."""
+    return np.minimum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else min(a, b)
+
+
+def most(a: Any, b: Any) -> Any:
+    """The larger of two numbers, or of each pair of two arrays."""
+    return np.maximum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else max(a, b)
+
+
+def _whole(size: Any, step: int) -> Any:
+    return -(-size // step) * step
 
 
 def _bytes(number_format: str) -> int:

@@ -1,0 +1,139 @@
+"""Conformance: every registered unit with RTL computes what its golden says, when its cost says, on well-behaved streams."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from hw import UNITS, Unit
+from verif.conformance import PATTERNS, check_cycles, check_results, check_vectors, check_yaml, describe, samples, units_with_rtl, verilog
+from verif.record import bulk_operands, digest, load, provenance
+from verif.stalls import STALLS
+
+needs_amaranth = pytest.mark.skipif(find_spec("amaranth") is None, reason="RTL needs the extra `rtl`: pip install 'dovetail[rtl]'")
+needs_solver = pytest.mark.skipif(find_spec("bitwuzla") is None, reason="proofs need the extra `rtl`: pip install 'dovetail[rtl]'")
+
+KINDS = units_with_rtl()
+FIRST_UNITS = {
+    "systolic",
+    "lut_tensor_core",
+    "csd_chain",
+    "bitmod_pe",
+    "lmul",
+    "lmul_dot8",
+    "bank_mac",
+    "olive_mac",
+    "ternary_row",
+    "mx_dot",
+    "bfp_dot",
+    "dequant_stream",
+    "wht128",
+    "huffman_decode",
+}
+SAMPLES = [unit for kind in KINDS for unit in samples(kind)]
+
+
+def named(unit: Unit) -> str:
+    return describe(unit)
+
+
+def test_the_suite_finds_the_units():
+    assert set(KINDS) >= FIRST_UNITS
+
+
+def test_a_unit_kind_without_samples_has_no_rtl():
+    for kind, cls in UNITS.items():
+        if kind not in KINDS:
+            assert cls.rtl is Unit.rtl, f"{kind} has RTL that the suite cannot build: give it samples()"
+
+
+@needs_amaranth
+@pytest.mark.parametrize("unit", SAMPLES, ids=named)
+@pytest.mark.parametrize(("offer", "take"), PATTERNS)
+def test_rtl_is_golden_whatever_stalls(unit: Unit, offer: str, take: str):
+    assert check_results(unit, 8, offer=STALLS[offer], take=STALLS[take]).failures == ()
+
+
+@needs_amaranth
+@pytest.mark.parametrize("kind", KINDS)
+def test_rtl_takes_the_cycles_of_the_model_for_200_shapes(kind: str):
+    units = samples(kind)
+    checks = [check_cycles(unit, -(-200 // len(units))) for unit in units]
+    assert [failure for check in checks for failure in check.failures] == []
+    assert sum(check.cycles_exact for check in checks) == sum(check.cycles_checked for check in checks) >= 200
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes_include_one_and_sizes_that_are_no_multiples(kind: str):
+    """The first shape of every unit is the smallest; among the others some are a step, one more than a step, and odd."""
+    works = [case.work for unit in samples(kind) for case, _ in zip(unit.cases(np.random.default_rng(1)), range(60), strict=False)]
+    sizes = {value for work in works for value in ((work.m, work.n, work.k) if hasattr(work, "macs") else (work.elements,))}
+    assert min(sizes) in (1, 2)
+    assert len(sizes) > 5
+    assert any(size % 2 for size in sizes) or kind in ("wht128", "olive_mac")
+
+
+@needs_amaranth
+@pytest.mark.parametrize("unit", SAMPLES, ids=named)
+def test_rtl_converts_to_verilog_with_both_streams(unit: Unit):
+    text = verilog(unit)
+    assert text.count("module dut(") == 1
+    for stream in ("operands", "result"):
+        assert all(f"{stream}__{part}" in text for part in ("valid", "ready", "payload"))
+
+
+@pytest.mark.parametrize("unit", SAMPLES, ids=named)
+def test_a_unit_comes_back_equal_from_yaml(unit: Unit):
+    assert check_yaml(unit).failures == ()
+
+
+@pytest.mark.parametrize("unit", SAMPLES, ids=named)
+def test_work_never_takes_fewer_cycles_than_its_operations(unit: Unit):
+    """The roofline of a unit: macs per cycle at most."""
+    for case, _ in zip(unit.cases(np.random.default_rng(2)), range(40), strict=False):
+        if hasattr(case.work, "macs") and (rate := unit.macs_per_cycle(case.work.format)):
+            assert unit.cycles(case.work) * rate >= case.work.macs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_golden_equals_the_recorded_vectors(kind: str):
+    origin = provenance(kind)
+    assert origin is not None, f"no vectors of {kind}; record them with: dovetail record vectors --out verif/vectors"
+    assert origin["device"] in ("cpu", "gpu")
+    assert len(load(kind)) >= 3
+    assert check_vectors(kind).failures == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_golden_equals_the_kernel_on_the_large_sets(kind: str):
+    """Ten million products or elements per configuration, all pairs of 8-bit floats; only their hash was recorded."""
+    from verif.kernels import kernels
+
+    kernel, origin = kernels()[kind], provenance(kind)
+    assert origin is not None
+    for number, group in enumerate(origin["sets"]):
+        operands = bulk_operands(kind, kernel, number)
+        assert digest(UNITS[kind](**group["parameters"]).golden(*operands)) == group["bulk_sha256"], group["parameters"]
+
+
+@needs_amaranth
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bank_mac", "bfp_dot", "csd_chain", "lut_tensor_core", "mx_dot", "olive_mac", "wht128"])
+def test_rtl_of_full_size_is_golden_and_takes_the_cycles_of_the_model(kind: str):
+    unit = UNITS[kind]()
+    assert check_cycles(unit, 6).failures == ()
+    assert check_results(unit, 3, offer=STALLS["random_half"], take=STALLS["every_third"]).failures == ()
+
+
+@needs_solver
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_arithmetic_and_streams_are_proved(kind: str):
+    from verif.proofs import prove_unit
+
+    results = prove_unit(kind)
+    assert len(results) >= 2
+    assert set(results.values()) == {"proved"}, results

@@ -1,0 +1,31 @@
+"""Every unit through the gate: as Verilog, in Icarus Verilog, driven by cocotb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from verif.conformance import samples, units_with_rtl
+from verif.tools import missing_simulator
+
+reason = missing_simulator()  # None where Icarus Verilog and cocotb are both installed
+
+
+@pytest.fixture(scope="session")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for the builds of a session: a configuration is compiled once."""
+    return tmp_path_factory.mktemp("builds")
+
+
+@pytest.mark.rtl
+@pytest.mark.skipif(bool(reason), reason=str(reason))
+@pytest.mark.parametrize("kind", units_with_rtl())
+def test_the_verilog_of_a_unit_gives_golden_results_under_every_stall_pattern(kind: str, builds: Path):
+    from verif.gate import run_gate
+
+    gate = run_gate(samples(kind)[0], cases=6, builds=builds)
+    assert gate.failures == ()
+    assert gate.tests == 3
+    assert gate.coverage[f"{kind}.stalls"] == 100
+    assert gate.coverage[f"{kind}.result"] == 100

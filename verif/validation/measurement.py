@@ -1,0 +1,118 @@
+"""One measured latency: of what, on which device, by which clock, and how it was taken."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+
+CLOCKS = ("kernel", "host")
+"""`kernel`: device time of back-to-back kernels, the gap between two of them included; `host`: wall clock of one call, its
+launch and synchronisation included. The two are never compared with each other."""
+
+SHAPES: dict[str, tuple[str, ...]] = {
+    "gemm": ("m", "n", "k"),
+    "attention-prefill": ("batch", "queries", "keys", "heads", "kv_heads", "head_dim"),
+    "attention-decode": ("batch", "queries", "keys", "heads", "kv_heads", "head_dim"),
+    "softmax": ("rows", "columns"),
+    "layernorm": ("rows", "columns"),
+    "rmsnorm": ("rows", "columns"),
+    "gelu": ("elements",),
+    "silu-mul": ("elements",),
+    "add": ("elements",),
+    "rope": ("rows", "columns"),
+    "embedding": ("rows", "columns"),
+}
+"""Operators that are predicted, and the sizes that each is stated by."""
+
+DTYPES = {
+    "bf16": ("bf16", "bf16", "bf16"),
+    "fp16": ("fp16", "fp16", "fp16"),
+    "fp8": ("fp8-e4m3", "fp8-e4m3", "bf16"),
+    "int8": ("int8", "int8", "bf16"),
+    "w8a16": ("bf16", "int8", "bf16"),
+    "w4a16": ("bf16", "int4-g128", "bf16"),
+    "bf16-kv8": ("bf16", "fp8-e4m3", "bf16"),
+}
+"""Formats of the activations, of the weights (or keys and values) and of the result, by the name of a data type."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """`shape` as `SHAPES` lists it; `dtype` of `DTYPES`.
+
+    `copies` weights take turns, so that a copy is found in the cache only if all fit (0: nothing is ever found there); `before`
+    are small kernels that each call runs first and that the latency includes; `host_s` what the host adds by the authors'
+    own account, for latencies by the host's clock. `place` is the file and the row.
+    """
+
+    device: str
+    operator: str
+    dtype: str
+    shape: Mapping[str, int]
+    latency_s: float
+    clock: str = "kernel"
+    copies: int = 1
+    before: tuple[str, ...] = ()
+    host_s: float = 0.0
+    place: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", MappingProxyType(dict(self.shape)))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether constants may be fitted on it: half of the shapes, by a hash of the shape alone. The other half is only ever
+        scored, whatever the device, the data type or the file."""
+        words = " ".join([self._family, *(str(self.shape[name]) for name in self._sizes)])
+        return hashlib.sha256(words.encode()).digest()[0] % 2 == 0
+
+    @property
+    def _family(self) -> str:
+        return "attention" if self.operator.startswith("attention") else self.operator
+
+    @property
+    def _sizes(self) -> tuple[str, ...]:
+        if self.operator.startswith("attention"):
+            return ("batch", "tokens", "step", "heads", "kv_heads", "head_dim")
+        return SHAPES.get(self.operator, tuple(self.shape))
+
+    @cached_property
+    def work(self) -> tuple[int, float]:
+        """Floating-point operations and the fewest bytes that must move."""
+        acts, weights, result = (_BYTES[name] for name in DTYPES[self.dtype])
+        s = self.shape
+        match self.operator:
+            case "gemm":
+                return 2 * s["m"] * s["n"] * s["k"], s["m"] * s["k"] * acts + s["n"] * s["k"] * weights + s["m"] * s["n"] * result
+            case "attention-prefill" | "attention-decode":
+                past = s["keys"] - s["queries"]
+                pairs = s["queries"] * past + s["queries"] * (s["queries"] + 1) // 2
+                queries = s["batch"] * s["queries"] * s["heads"] * s["head_dim"]
+                keys = s["batch"] * s["keys"] * s["kv_heads"] * s["head_dim"]
+                return 4 * s["batch"] * s["heads"] * s["head_dim"] * pairs, 2 * queries * result + 2 * keys * weights
+            case "softmax" | "layernorm" | "rmsnorm" | "rope":
+                return 0, 2 * s["rows"] * s["columns"] * acts
+            case "embedding":
+                return 0, 2 * s["rows"] * s["columns"] * acts
+            case "gelu":
+                return 0, 2 * s["elements"] * acts
+            case _:
+                return 0, 3 * s["elements"] * acts
+
+    @property
+    def size_class(self) -> str:
+        """`small`, `medium` or `large`: by operations for products and prefill, by bytes for what only streams."""
+        flops, size = self.work
+        if self.operator in ("gemm", "attention-prefill"):
+            return _class(flops, 1e9, 1e11)
+        return _class(size, 1e6, 1e8)
+
+
+_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8-e4m3": 1.0, "int8": 1.0, "int4-g128": (4 + 16 / 128) / 8}
+
+
+def _class(value: float, small: float, large: float) -> str:
+    return "small" if value < small else "medium" if value < large else "large"

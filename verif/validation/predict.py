@@ -1,0 +1,123 @@
+"""A measurement's prediction: the same kernels, under the protocol of the measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from hw.device import Device
+from mapper.compile import choose_space
+from mapper.kernels import fuse
+from mapper.residency import NOTHING, Found
+from mapper.search import search
+from mapper.target import Target
+from verif.validation.measurement import DTYPES, Measurement
+from workloads.format import parse_format
+from workloads.graph import Graph, Operator, Segment, Tensor
+
+FS = 1e-15
+
+
+class Predictor:
+    """Kernel times on one device, each shape predicted once."""
+
+    def __init__(self, device: Device) -> None:
+        self.target = Target(device)
+        self._known: dict[tuple[object, ...], float] = {}
+
+    def seconds(self, measurement: Measurement) -> float:
+        """Predicted latency by the measurement's clock. Raises `MappingError` for what the device cannot execute."""
+        shape = tuple(sorted(measurement.shape.items()))
+        key = (measurement.operator, measurement.dtype, shape, measurement.copies, measurement.before)
+        if key not in self._known:
+            kernels = [*(_before(name, measurement) for name in measurement.before), _graph(measurement)]
+            self._known[key] = sum(self._kernel(graph, measurement) for graph in kernels)
+        return self._known[key] + (measurement.host_s if measurement.clock == "host" else 0.0)
+
+    def _kernel(self, graph: Graph, measurement: Measurement) -> float:
+        ((_, (kernel,)),) = fuse(graph)
+        resident = NOTHING
+        if measurement.copies and self.target.cache is not None:
+            # weights take turns, everything else is used by every call
+            cache = self.target.cache[1]
+            sizes = {o.tensor: int(o.size) for o in (*kernel.reads, *kernel.writes)}
+            weights = {o.tensor for o in kernel.reads if o.role == "weight"}
+            once = sum(sizes.values())
+            turns = sum(sizes[name] for name in weights) * (measurement.copies - 1)
+            shares = {o.tensor: cache.found(once + (turns if o.tensor in weights else 0)) for o in kernel.reads}
+            resident = Found(shares)
+        space, _ = choose_space(self.target, kernel, resident)
+        return search(space, kernel.name).latency_fs * FS
+
+
+def _graph(measurement: Measurement) -> Graph:
+    acts, weights, result = DTYPES[measurement.dtype]
+    s = measurement.shape
+    match measurement.operator:
+        case "gemm":
+            tensors = (("x", (s["m"], s["k"]), acts, ""), ("w", (s["k"], s["n"]), weights, "weight"), ("y", (s["m"], s["n"]), result, ""))
+            return single("matmul", {"batch": 1, "m": s["m"], "n": s["n"], "k": s["k"]}, tensors)
+        case "attention-prefill" | "attention-decode":
+            rows, keys = (s["batch"], s["heads"], s["queries"], s["head_dim"]), (s["batch"], s["kv_heads"], s["keys"], s["head_dim"])
+            computed = weights if acts == weights or measurement.operator == "attention-prefill" else acts
+            tensors = (("q", rows, computed, ""), ("k", keys, weights, "kv_cache"), ("v", keys, weights, "kv_cache"), ("o", rows, result, ""))
+            attributes = {name: s[name] for name in ("batch", "heads", "kv_heads", "queries", "keys", "head_dim")}
+            return single("attention", {**attributes, "value_dim": s["head_dim"], "causal": 1, "window": 0}, tensors)
+        case "softmax":
+            return _rows("softmax", s, acts, 0)
+        case "layernorm" | "rmsnorm":
+            return _rows("norm", s, acts, s["columns"])
+        case "embedding":
+            tensors = (("table", (s["rows"], s["columns"]), acts, "weight"), ("y", (s["rows"], s["columns"]), acts, ""))
+            return single("embedding", {"rows": s["rows"], "width": s["columns"]}, tensors)
+        case "rope":
+            return stream(s["rows"] * s["columns"], 1, 3, 0, acts)
+        case "gelu":
+            return stream(s["elements"], 1, 8, 1, acts)
+        case "silu-mul":
+            return stream(s["elements"], 2, 3, 1, acts)
+        case _:
+            return stream(s["elements"], 2, 1, 0, acts)
+
+
+def _before(name: str, measurement: Measurement) -> Graph:
+    """Small kernels that a framework runs before the one of interest."""
+    s = measurement.shape
+    acts, weights, _ = DTYPES[measurement.dtype]
+    if name == "quantise":
+        return stream(s["m"] * s["k"], 1, 2, 0, "bf16", acts)
+    if name in ("append", "rearrange"):
+        new = 2 * s["batch"] * s["queries"] * s["kv_heads"] * s["head_dim"]
+        queries = s["batch"] * s["queries"] * s["heads"] * s["head_dim"] if name == "rearrange" else 0
+        return stream(new + queries, 1, 0, 0, "bf16", weights if not queries else "bf16")
+    return stream(s["batch"], 1, 1, 0, "bf16")
+
+
+def single(kind: str, attributes: dict[str, int], tensors: Iterable[tuple[str, tuple[int, ...], str, str]]) -> Graph:
+    """A graph of one operator; the last tensor is its output."""
+    made = [Tensor(name, shape, _format(fmt), role or "activation") for name, shape, fmt, role in tensors]
+    inputs = tuple(t.name for t in made[:-1])
+    operator = Operator(kind, kind, inputs, (made[-1].name,), attributes)
+    entering = tuple(t.name for t in made[:-1] if t.role == "activation")
+    context = attributes.get("keys", 1)
+    tokens = attributes.get("queries", 1)
+    named = {t.name: t for t in made}
+    return Graph(kind, "single", 1, tokens, context, named, (Segment(kind, 1, (operator,)),), entering, (made[-1].name,))
+
+
+def stream(elements: int, inputs: int, operations: int, specials: int, fmt: str, result: str | None = None) -> Graph:
+    """An elementwise kernel of so many inputs of `elements` each."""
+    tensors = [(f"x{i}", (elements,), fmt, "") for i in range(inputs)] + [("y", (elements,), result or fmt, "")]
+    return single("elementwise", {"elements": elements, "operations": operations, "specials": specials}, tensors)
+
+
+def _rows(kind: str, s: object, fmt: str, weights: int) -> Graph:
+    assert hasattr(s, "__getitem__")
+    rows, columns = s["rows"], s["columns"]
+    scale = [("w", (weights,), fmt, "weight")] if weights else []
+    return single(kind, {"rows": rows, "width": columns}, [("x", (rows, columns), fmt, ""), *scale, ("y", (rows, columns), fmt, "")])
+
+
+@lru_cache
+def _format(name: str):  # type: ignore[no-untyped-def]
+    return parse_format(name)

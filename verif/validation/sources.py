@@ -1,0 +1,281 @@
+"""Readers of measurements: published sets as their folders are laid out, and our own CSV.
+
+Our own format has the columns `device`, `operator`, `dtype`, one of `latency_s`, `latency_ms` and `latency_us`, and the sizes of
+the operators in it; `clock` (kernel unless stated), `copies` and `before` (names joined by `+`) are optional.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from hw.devices import names
+from hw.errors import nearest
+from verif.validation.errors import MeasurementError
+from verif.validation.measurement import CLOCKS, DTYPES, SHAPES, Measurement
+
+UNITS = {"latency_s": 1.0, "latency_ms": 1e-3, "latency_us": 1e-6}
+
+PLAUSIBLE_S = (1e-7, 1e3)
+"""No kernel is launched in less than 100 ns, and none of a single operator takes a quarter of an hour."""
+
+Row = Mapping[str, str]
+
+
+def read(folder: Path) -> tuple[list[Measurement], dict[str, int]]:
+    """Every measurement below `folder`, and the number of rows that are not predicted, by what they are.
+
+    Raises `MeasurementError` for a folder without any file that is known, and for every mistake in a file.
+    """
+    found: list[Measurement] = []
+    other: dict[str, int] = {}
+    seen = False
+    if not folder.is_dir():
+        raise MeasurementError(f"--data: {folder}: no such folder")
+    for path in sorted(p for p in folder.rglob("*") if p.name.endswith((".csv", ".csv.gz"))):
+        reader = _reader(path)
+        if reader is None:
+            count = sum(1 for _ in _rows(path, ()))
+            other[f"{path.name} (no operator of ours)"] = count
+            continue
+        seen = True
+        for item in reader(path):
+            if isinstance(item, Measurement):
+                found.append(item)
+            else:
+                other[item] = other.get(item, 0) + 1
+    if not seen:
+        raise MeasurementError(f"--data: {folder}: expected measured CSV files with the columns device, operator, dtype and latency_s, found none")
+    return found, other
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[Measurement | str]] | None:
+    name, header = path.name, set(_header(path))
+    if name.startswith("gemm_") and "gemm_dtype" in header:
+        return _rotated_gemm
+    if name.startswith("attention_") and "num_key_value_heads" in header:
+        return _attention
+    if name == "linear_and_pointwise_ops.csv":
+        return _linear
+    if {"rows", "cols", "latency_s"} <= header or {"elements", "gelem_per_s"} <= header:
+        return _host_stream
+    if {"M", "N", "K", "latency_s"} <= header:
+        return _host_matmul
+    if {"device", "operator", "dtype"} & header:
+        return own
+    return None
+
+
+# Rows and cells ---------------------------------------------------------------------------------------------------------
+def _open(path: Path) -> Iterator[str]:
+    try:
+        if path.name.endswith(".gz"):
+            with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+                yield from file
+        else:
+            with path.open(encoding="utf-8", newline="") as file:
+                yield from file
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise MeasurementError(f"{path}: cannot be read ({error})") from None
+
+
+def _header(path: Path) -> list[str]:
+    return next(csv.reader(_open(path)), [])
+
+
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Row]]:
+    """Rows with their place. Raises `MeasurementError` for a missing column and for a row of another length."""
+    reader = csv.DictReader(_open(path))
+    header = reader.fieldnames or []
+    for column in columns:
+        if column not in header:
+            raise MeasurementError(f"{path}: row 1: column {column!r} is missing, found {', '.join(header) or 'an empty file'}{nearest(column, header)}")
+    for number, row in enumerate(reader, 2):
+        place = f"{path}: row {number}"
+        if None in row or None in row.values():
+            raise MeasurementError(f"{place}: expected {len(header)} cells, found {len(row.get(None) or ()) + sum(v is not None for v in row.values())}")
+        yield place, row
+
+
+def _number(place: str, row: Row, column: str, factor: float = 1.0) -> float:
+    try:
+        value = float(row[column])
+    except ValueError:
+        raise MeasurementError(f"{place}: column {column}: expected a number, found {row[column]!r}") from None
+    if not math.isfinite(value) or value <= 0:
+        raise MeasurementError(f"{place}: column {column}: expected a latency above 0, found {row[column]}")
+    if not PLAUSIBLE_S[0] <= value * factor <= PLAUSIBLE_S[1]:
+        raise MeasurementError(
+            f"{place}: column {column}: {value * factor:.3g} s is no latency of one operator; is the unit right? "
+            f"Columns are named {', '.join(UNITS)}"
+        )
+    return value * factor
+
+
+def _size(place: str, row: Row, column: str, least: int = 1) -> int:
+    try:
+        value = int(row[column])
+    except ValueError:
+        raise MeasurementError(f"{place}: column {column}: expected a whole number, found {row[column]!r}") from None
+    if value < least:
+        raise MeasurementError(f"{place}: column {column}: expected at least {least}, found {value}")
+    return value
+
+
+def _known(place: str, column: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise MeasurementError(f"{place}: column {column}: unknown {column} {value!r}, expected one of {', '.join(known)}{nearest(value, known)}")
+    return value
+
+
+# Our own format -----------------------------------------------------------------------------------------------------------
+def own(path: Path) -> Iterator[Measurement | str]:
+    """Rows of our own format."""
+    header = _header(path)
+    units = [column for column in header if column in UNITS]
+    latency = [column for column in header if column.startswith("latency")]
+    if len(units) != 1:
+        what = f"found {', '.join(latency)}" if latency else "found none"
+        raise MeasurementError(f"{path}: row 1: expected one latency column with its unit ({', '.join(UNITS)}), {what}")
+    devices = tuple(names())
+    for place, row in _rows(path, ("device", "operator", "dtype", units[0])):
+        operator = _known(place, "operator", row["operator"], tuple(SHAPES))
+        shape = {}
+        for size in SHAPES[operator]:
+            if size not in row:
+                raise MeasurementError(f"{place}: column {size!r} is missing, which {operator} needs{nearest(size, header)}")
+            shape[size] = _size(place, row, size)
+        if operator.startswith("attention"):
+            if shape["queries"] > shape["keys"]:
+                raise MeasurementError(f"{place}: column queries: expected at most keys = {shape['keys']}, found {shape['queries']}")
+            shape |= {"tokens": shape["queries"], "step": shape["keys"] - shape["queries"]}
+        yield Measurement(
+            device=_known(place, "device", row["device"], devices),
+            operator=operator,
+            dtype=_known(place, "dtype", row["dtype"], tuple(DTYPES)),
+            shape=shape,
+            latency_s=_number(place, row, units[0], UNITS[units[0]]),
+            clock=_known(place, "clock", row.get("clock") or "kernel", CLOCKS),
+            copies=_size(place, row, "copies", 0) if row.get("copies") else 1,
+            before=tuple(filter(None, (row.get("before") or "").split("+"))),
+            place=place,
+        )
+
+
+# Published sets -----------------------------------------------------------------------------------------------------------
+_SYSTEMS = {"a100_sxm": "a100-80g", "h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200", "l40s": "l40s"}
+
+_GEMM_DTYPES = {"bfloat16": "bf16", "fp8": "fp8", "int8_wo": "w8a16", "int4_wo": "w4a16", "sq": "int8"}
+_COPIES_MOST = 5
+_CACHE_OF = {"h100-sxm": 50 * 2**20, "h200-sxm": 50 * 2**20, "a100-80g": 40 * 2**20}
+
+
+def _system(path: Path) -> str:
+    for prefix, device in _SYSTEMS.items():
+        if f"_{prefix}_" in path.name:
+            return device
+    raise MeasurementError(f"{path}: the name states no known system, expected one of {', '.join(_SYSTEMS)}")
+
+
+def _copies(path: Path, device: str, dtype: str, weights: int) -> int:
+    """Weights that take turns: the vLLM collector builds six layers, the TensorRT-LLM one up to five, as many as fill the L2."""
+    if "_vllm" in path.name:
+        return 6
+    size = weights * {"bf16": 2, "fp8": 1, "w8a16": 1, "int8": 1, "w4a16": 0.5}[dtype]
+    if "trtllm-1.3" in path.name:
+        return max(1, min(_COPIES_MOST, math.ceil(_CACHE_OF.get(device, 50 * 2**20) / size)))
+    return _COPIES_MOST
+
+
+def _rotated_gemm(path: Path) -> Iterator[Measurement | str]:
+    device = _system(path)
+    for place, row in _rows(path, ("gemm_dtype", "m", "n", "k", "latency_ms")):
+        dtype = _GEMM_DTYPES[_known(place, "gemm_dtype", row["gemm_dtype"], tuple(_GEMM_DTYPES))]
+        shape = {size: _size(place, row, size) for size in "mnk"}
+        copies = _copies(path, device, dtype, shape["n"] * shape["k"])
+        before = ("quantise",) if dtype in ("fp8", "int8") else ()
+        yield Measurement(device, "gemm", dtype, shape, _number(place, row, "latency_ms", 1e-3), "kernel", copies, before, 0.0, place)
+
+
+def _attention(path: Path) -> Iterator[Measurement | str]:
+    """Calls of a framework's attention layer: new keys and values are written to the cache first, by a kernel of its own in
+    vLLM and in the prefill of TensorRT-LLM, which also rearranges the queries there."""
+    device = _system(path)
+    prefill = path.name.startswith("attention_context")
+    columns = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "attn_dtype", "kv_cache_dtype", "latency_ms")
+    dtypes = {("bfloat16", "bfloat16"): "bf16", ("bfloat16", "fp8"): "bf16-kv8", ("fp8", "fp8"): "fp8"}
+    vllm = "_vllm" in path.name
+    before = ("append",) if vllm else ("rearrange", "lengths", "lengths") if prefill else ()
+    for place, row in _rows(path, columns):
+        pair = (row["attn_dtype"], row["kv_cache_dtype"])
+        if pair not in dtypes:
+            yield f"{path.name}: attention in {pair[0]} with a cache in {pair[1]}"
+            continue
+        heads, tokens, step = _size(place, row, "num_heads"), _size(place, row, "isl"), _size(place, row, "step", 0)
+        groups = _size(place, row, "num_key_value_heads", 0) or heads
+        queries = tokens if prefill else 1
+        shape = {"batch": _size(place, row, "batch_size"), "queries": queries, "keys": tokens + step, "heads": heads, "kv_heads": groups}
+        shape |= {"head_dim": _size(place, row, "head_dim"), "tokens": tokens, "step": step}
+        operator = "attention-prefill" if prefill else "attention-decode"
+        latency = _number(place, row, "latency_ms", 1e-3)
+        yield Measurement(device, operator, dtypes[pair], shape, latency, "kernel", 0, before, 0.0, place)
+
+
+_LINEAR_DEVICES = {"a100": "a100-80g", "h100": "h100-sxm"}
+
+
+def _linear(path: Path) -> Iterator[Measurement | str]:
+    """Layers of Llama-like models in fp16, weights divided over `tp` devices; medians of kernel time."""
+    columns = ("device", "n_head", "n_kv_head", "n_embd", "n_expanded_embd", "use_gated_mlp", "num_tokens", "tp")
+    for place, row in _rows(path, columns):
+        device = _LINEAR_DEVICES[_known(place, "device", row["device"], tuple(_LINEAR_DEVICES))]
+        tokens, width, tp = (_size(place, row, c) for c in ("num_tokens", "n_embd", "tp"))
+        heads, groups, hidden = (_size(place, row, c) for c in ("n_head", "n_kv_head", "n_expanded_embd"))
+        gated = row["use_gated_mlp"].lower() == "true"
+        head = width // heads
+        qkv = (heads + 2 * groups) * head
+        ops: list[tuple[str, str, dict[str, int]]] = [
+            ("attn_pre_proj_ms", "gemm", {"m": tokens, "n": qkv // tp, "k": width}),
+            ("attn_post_proj_ms", "gemm", {"m": tokens, "n": width, "k": heads * head // tp}),
+            ("mlp_up_proj_ms", "gemm", {"m": tokens, "n": hidden * (2 if gated else 1) // tp, "k": width}),
+            ("mlp_down_proj_ms", "gemm", {"m": tokens, "n": width, "k": hidden // tp}),
+            ("input_layernorm_ms", "rmsnorm", {"rows": tokens, "columns": width}),
+            ("post_attention_layernorm_ms", "rmsnorm", {"rows": tokens, "columns": width}),
+            ("attn_rope_ms", "rope", {"rows": tokens, "columns": (heads + groups) * head // tp}),
+            ("mlp_act_ms", "silu-mul" if gated else "gelu", {"elements": tokens * hidden // tp}),
+            ("add_ms", "add", {"elements": tokens * width}),
+            ("emb_ms", "embedding", {"rows": tokens, "columns": width}),
+        ]
+        for column, operator, shape in ops:
+            if not row.get(column) or float(row[column]) == 0:
+                yield f"{path.name}: {column} not measured"
+                continue
+            latency = _number(place, row, column, 1e-3)
+            yield Measurement(device, operator, "fp16", shape, latency, "kernel", 0, (), 0.0, f"{place} {column}")
+
+
+_HOST_S = {"gemm": 21e-6, "softmax": 12e-6, "layernorm": 45e-6, "gelu": 45e-6}
+"""What the authors of the LLMCompass measurements add per call on their A100 host, by operator (its published configuration)."""
+
+
+def _host_matmul(path: Path) -> Iterator[Measurement | str]:
+    for place, row in _rows(path, ("device", "M", "N", "K", "latency_s")):
+        _known(place, "device", row["device"], ("A100",))
+        shape = {"m": _size(place, row, "M"), "n": _size(place, row, "N"), "k": _size(place, row, "K")}
+        latency = _number(place, row, "latency_s")
+        yield Measurement("a100-80g", "gemm", "bf16", shape, latency, "host", 1, (), _HOST_S["gemm"], place)
+
+
+def _host_stream(path: Path) -> Iterator[Measurement | str]:
+    operator = path.name.partition(".")[0]
+    if operator not in _HOST_S:
+        raise MeasurementError(f"{path}: the name states no operator, expected one of {', '.join(_HOST_S)}.csv")
+    sizes = {"rows": "rows", "columns": "cols"} if operator != "gelu" else {"elements": "elements"}
+    for place, row in _rows(path, ("device", *sizes.values(), "latency_s")):
+        _known(place, "device", row["device"], ("A100",))
+        shape = {name: _size(place, row, column) for name, column in sizes.items()}
+        latency = _number(place, row, "latency_s")
+        yield Measurement("a100-80g", operator, "fp16", shape, latency, "host", 1, (), _HOST_S[operator], place)
