@@ -6,28 +6,30 @@ array, a row operation one or two passes at `lanes` elements per cycle; all divi
 What the profiler writes beside an instruction is found in the words and the memory map here:
 
 - loads in a row for one buffer, with no token in between, run in parallel on as many channels as they name;
-- buffer B has a channel of its own, so its loads cross channels; all others stay in theirs;
+- buffer B has a channel of its own, so its loads cross channels; all others stay in theirs; indices, counts and biases come
+  from the one side channel;
 - a value takes the bits of its region in memory;
-- a sparse product takes the weights that were loaded for it, a dense one all of them.
+- a sparse product takes the weights that were loaded for it, a dense one all of them; both are padded to the whole array.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hw.device import Device
 from hw.quantity import FS_PER_S
-from hw.units.flightllm import FlightCore
+from hw.units.flightllm import FlightCore, InstructionMemory
 from mapper.errors import MappingError
 from mapper.flightllm import isa
 from mapper.flightllm.compile import Compiler, Stream, aligned, core_of
-from mapper.flightllm.isa import LD, MISC, MM, MV, QUEUES, ST, SPECS, SYS, Table
-from mapper.program import Item, Move, Program, Repeat, Task
+from mapper.flightllm.isa import LD, MISC, MM, MV, QUEUES, SPECS, ST, SYS, Table
+from mapper.program import Item, Move, Program, Repeat, Task, stored
 from sim import simulate
 from sim.trace import Trace
 
@@ -66,7 +68,8 @@ def bursts(loads: Table) -> NDArray[np.int64]:
     channel = column(loads, queue, "channel")
     distinct = np.zeros(int(number[-1]) + 1, np.int64)
     np.bitwise_or.at(distinct, number, 1 << channel)
-    return np.bitwise_count(distinct).astype(np.int64)[number]
+    found: NDArray[np.int64] = np.bitwise_count(distinct).astype(np.int64)[number]
+    return found
 
 
 def timing(table: Table, stream: Stream, device: Device) -> Timing:
@@ -76,6 +79,7 @@ def timing(table: Table, stream: Stream, device: Device) -> Timing:
     moved = np.zeros(len(table), np.int64)
     queue = table[:, 0]
     channel_bandwidth = Fraction(device.dram.bandwidth, CHANNELS)
+    ddr = next((m.bandwidth for m in device.memories.values() if isinstance(m, InstructionMemory)), None)
     cycle = Fraction(FS_PER_S, device.unit_clock(_name(device, core))) / core.speedup
 
     loads = np.flatnonzero(queue == LD)
@@ -90,12 +94,22 @@ def timing(table: Table, stream: Stream, device: Device) -> Timing:
         chosen = (side == which) & (zero == 0)
         bits[chosen] = stream.memory.bits(address[chosen], which)
     crossing = mode == isa.MODES.index("B")
-    key = np.stack([size, bits, crossing, bursts(rows), zero], axis=1)
+    channels = np.where(side, 1, bursts(rows))  # the side channel is one, whichever bank its data go to
+    key = np.stack([size, bits, crossing, channels, zero, column(rows, LD, "memory")], axis=1)
+
+    def ddr_time(moved: Fraction) -> Fraction:
+        if ddr is None:
+            raise MappingError(
+                f"device {device.name!r}: an instruction moves data in DDR, but there is no memory of kind 'instruction_memory'"
+            )
+        return moved / ddr * FS_PER_S
 
     def load_time(values: Sequence[int]) -> Fraction:
-        length, width, crosses, channels, fill = values
+        length, width, crosses, channels, fill, hbm = values
         if fill:
             return Fraction(length, core.a_width * channels) * cycle
+        if not hbm:
+            return ddr_time(Fraction(length * width, 8))
         efficiency = core.cross_channel if crosses else core.same_channel
         return Fraction(length * width, 8) / (channel_bandwidth * channels * efficiency * core.speedup) * FS_PER_S
 
@@ -107,43 +121,56 @@ def timing(table: Table, stream: Stream, device: Device) -> Timing:
     size = column(rows, ST, "length") * column(rows, ST, "loop1")
 
     def store_time(values: Sequence[int]) -> Fraction:
+        if not values[2]:
+            return ddr_time(Fraction(values[0]))
         return Fraction(values[0]) / (channel_bandwidth * values[1] * core.same_channel * core.speedup) * FS_PER_S
 
-    duration[stores] = _each(np.stack([size, bursts(rows)], axis=1), store_time)
+    duration[stores] = _each(np.stack([size, bursts(rows), column(rows, ST, "memory")], axis=1), store_time)
     moved[stores] = size
 
     macs = multiplied(table, core)
     for kind, per_cycle in ((MM, core.mm_macs), (MV, core.mv_macs)):
         chosen = np.flatnonzero(queue == kind)
-        duration[chosen] = _each(macs[chosen, None], lambda v, rate=per_cycle: Fraction(v[0], rate) * cycle)  # type: ignore[misc]
+        duration[chosen] = _each(macs[chosen, None], partial(_rate, per_cycle=per_cycle, cycle=cycle))
 
     chosen = np.flatnonzero(queue == MISC)
     rows = table[chosen]
     passes = np.array([PASSES[name] for name in isa.OPERATIONS])[column(rows, MISC, "operation")]
     work = column(rows, MISC, "k") * core.tile * passes
-    duration[chosen] = _each(work[:, None], lambda v: Fraction(v[0], core.lanes) * cycle)
+    duration[chosen] = _each(work[:, None], partial(_rate, per_cycle=core.lanes, cycle=cycle))
     duration[queue == SYS] = _each(np.zeros((int((queue == SYS).sum()), 1), np.int64), lambda v: cycle)
     return Timing(duration, moved)
+
+
+def _rate(values: Sequence[int], per_cycle: int, cycle: Fraction) -> Fraction:
+    return Fraction(values[0], per_cycle) * cycle
 
 
 def _name(device: Device, core: FlightCore) -> str:
     return next(name for name, unit in device.units.items() if unit is core)
 
 
-def _each(keys: NDArray[np.int64], time: object) -> NDArray[np.int64]:
+def _each(keys: NDArray[np.int64], time: Callable[[Sequence[int]], Fraction]) -> NDArray[np.int64]:
     """`time` of every row of `keys` in whole femtoseconds, rounded up; computed once per distinct row."""
     if not len(keys):
         return np.zeros(0, np.int64)
-    distinct, index = np.unique(keys, axis=0, return_inverse=True)
+    code = keys[:, 0].copy()
+    for number in range(1, keys.shape[1]):  # all columns but the first are small
+        code = code * (int(keys[:, number].max()) + 1) + keys[:, number]
+    _, first, index = np.unique(code, return_index=True, return_inverse=True)
     values = []
-    for row in distinct.tolist():
-        exact: Fraction = time(row)  # type: ignore[operator]
+    for row in keys[first].tolist():
+        exact = time(row)
         values.append(-(-exact.numerator // exact.denominator))
     return np.array(values, np.int64)[index.reshape(-1)]
 
 
 def multiplied(table: Table, core: FlightCore) -> NDArray[np.int64]:
-    """Multiply-accumulates that each product takes time for: those of kept weights if its sparse flag is set, else all."""
+    """Multiply-accumulates that each product takes time for: those of kept weights if its sparse flag is set, else all.
+
+    All chains take as long as they do on average; where the counts of an MV say that fewer columns were loaded than it has, the
+    others are padding.
+    """
     queue = table[:, 0]
     products = np.flatnonzero((queue == MM) | (queue == MV))
     macs = np.zeros(len(table), np.int64)
@@ -153,21 +180,22 @@ def multiplied(table: Table, core: FlightCore) -> NDArray[np.int64]:
     count = np.where(vector, 1, core.start_rows)
     macs[products] = column(rows, MV, "k") * core.tile * outputs * count
     sparse = column(rows, MV, "sparse") == 1
-    if sparse.any():
-        weights = np.zeros(len(table), np.int64)
-        loads = np.flatnonzero(queue == LD)
-        mode = column(table[loads], LD, "mode")
-        length = column(table[loads], LD, "length")
-        of_mv = loads[mode == isa.MODES.index("A")]
-        of_mm = loads[mode == isa.MODES.index("B")]
-        for kind, chosen in ((MV, of_mv), (MM, of_mm)):
-            weights[:] = 0
-            weights[chosen] = length[np.searchsorted(loads, chosen)]
-            total = np.concatenate([[0], np.cumsum(weights)])
-            mine = products[(rows[:, 0] == kind) & sparse]
-            previous = np.concatenate([[0], products])[np.searchsorted(products, mine)]
-            kept = total[mine] - total[previous]
-            macs[mine] = kept * (1 if kind == MV else core.start_rows)
+    if not sparse.any():
+        return macs
+    before = np.concatenate([[0], products])
+
+    def loaded(mode: str, mine: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Buffer bytes loaded into a buffer between each product and the one before it."""
+        size = np.where((queue == LD) & (column(table, LD, "mode") == isa.MODES.index(mode)), column(table, LD, "length"), 0)
+        total = np.concatenate([[0], np.cumsum(size)])
+        return np.asarray(total[mine] - total[before[np.searchsorted(products, mine)]])
+
+    mine = products[(rows[:, 0] == MM) & sparse]
+    macs[mine] = loaded("B", mine) * core.start_rows
+    mine = products[(rows[:, 0] == MV) & sparse]
+    kept, blocks = loaded("A", mine), loaded("mask", mine)
+    whole = column(table[mine], MV, "k") * (core.mv_start // core.tile)
+    macs[mine] = kept * whole // np.where(blocks > 0, blocks, whole)  # chains without a column of their own are idle
     return macs
 
 
@@ -281,9 +309,7 @@ def run(stream: Stream, device: Device, engine: str = "fast") -> Run:
     made = program(stream, device)
     trace = simulate(made, engine)
     read, written = made.traffic().get("hbm", (Fraction(0), Fraction(0)))
-    from mapper.program import stored
-
-    macs = sum(task.macs * count for task, count in stored(made.body))
+    macs = int(sum(task.macs * count for task, count in stored(made.body)))
     busy = {queue: trace.busy.get(queue, 0) / FS_PER_S for queue in QUEUES}
     return Run(stream, trace.makespan / FS_PER_S, busy, int(read), int(written), macs, made.tasks(), trace)
 
@@ -304,7 +330,9 @@ class Generation:
         return self.generated / self.decode_s
 
 
-def generate(decode: Compiler, prompt: int, generated: int, prefill: Compiler | None = None, times: dict[int, Run] | None = None) -> Generation:
+def generate(
+    decode: Compiler, prompt: int, generated: int, prefill: Compiler | None = None, times: dict[int, Run] | None = None
+) -> Generation:
     """Runs the streams of every context from `prompt` + 1 to `prompt` + `generated`, each as often as a token uses it.
 
     `times` keeps the runs by context, for several generations of one compiler.
@@ -328,12 +356,3 @@ def generate(decode: Compiler, prompt: int, generated: int, prefill: Compiler | 
         first = run(stream, prefill.device).seconds
         size += stream.size
     return Generation(prompt, generated, first, total, size)
-
-
-def instruction_bytes(compiler: Compiler, contexts: Iterable[int]) -> int:
-    """Bytes of the streams for `contexts`, each rounded up to its step and counted once."""
-    prefill = compiler.graph.phase == "prefill"
-    from mapper.flightllm.compile import DECODE_STEP, PREFILL_STEP
-
-    step = PREFILL_STEP if prefill else DECODE_STEP
-    return sum(compiler.compile(context).size for context in sorted({aligned(context, step) for context in contexts}))

@@ -81,10 +81,12 @@ FORMATS: dict[str, Format] = {
 }
 
 _GROUPED = re.compile(r"(?:int|w)(?P<bits>[1-8])-?g(?P<group>[1-9][0-9]*)(?P<asymmetric>a?)$")
+_PRUNED = re.compile(r"(?P<base>.+)-(?P<kept>[0-9]+(?:\.[0-9]+)?)of(?P<window>[1-9][0-9]*)$")
 
 
 def parse_format(name: str) -> Format:
-    """The format called `name`; `int4-g128` is 4 bits in groups of 128 with an fp16 scale, `int4-g128a` adds an fp16 zero point.
+    """The format called `name`; `int4-g128` is 4 bits in groups of 128 with an fp16 scale, `int4-g128a` adds an fp16 zero point,
+    and `int4-8of16` keeps 8 of every 16 values (N:M sparsity) with their indices.
 
     Raises `WorkloadError` for a name that no format has.
 
@@ -94,6 +96,13 @@ def parse_format(name: str) -> Format:
     key = name.strip().lower()
     if key in FORMATS:
         return FORMATS[key]
+    if match := _PRUNED.match(key):
+        base, kept, window = parse_format(match["base"]), Fraction(match["kept"]), int(match["window"])
+        if not 0 < kept <= window or window & (window - 1):
+            raise WorkloadError(f"format {name!r}: expected N of M with 0 < N <= M and M a power of two")
+        index = window.bit_length() - 1
+        note = f"{match['kept']} of {window} values kept, a {index}-bit index each and one byte per block of {window} x {window}"
+        return Format(key, kept / window * (base.bits + index) + Fraction(8, window**2), base.element_bits, base.family, note)
     if match := _GROUPED.match(key):
         bits, group = int(match["bits"]), int(match["group"])
         metadata = Fraction(32 if match["asymmetric"] else 16, group)
@@ -103,3 +112,13 @@ def parse_format(name: str) -> Format:
         f"format {name!r}: unknown number format, expected one of {', '.join(FORMATS)} or a grouped integer such as "
         f"int4-g128{nearest(key, FORMATS)}"
     )
+
+
+def kept_of(format: Format) -> tuple[Fraction, int] | None:
+    """(N, M) of a pruned format; None for a dense one.
+
+    >>> kept_of(parse_format("int4-8of16"))
+    (Fraction(8, 1), 16)
+    """
+    match = _PRUNED.match(format.name)
+    return (Fraction(match["kept"]), int(match["window"])) if match else None

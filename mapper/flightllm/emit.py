@@ -38,7 +38,9 @@ class Options:
     `boundary`: `hbm` stores each layer's result and loads it again for the next, as the released generator does;
     `on_chip` hands vectors over in the buffers (decode only).
     `fuse`: elementwise operators join the linear layer before them; otherwise each is a layer with loads and stores of its own.
-    `index`: `streamed` loads the 4-bit indices and the counts of sparse weights; `omitted` does not, as the released generator.
+    `index`: how the 4-bit indices of sparse weights come on chip. `streamed`: from the side channel, as the instruction set has it;
+    `interleaved`: next to each weight, in the channels of the weights, with only the counts from the side channel; `omitted`: not at
+    all, as in the released generator.
     `concatenate`: `reload` charges a read of the whole cache when a token joins it, as the released generator does; `append` does not.
     `attention_bias`: the four projections of attention load int32 biases even where the model has none: offsets of asymmetric
     activations, as in the released intermediate representation.
@@ -47,7 +49,7 @@ class Options:
 
     boundary: Literal["hbm", "on_chip"] = "hbm"
     fuse: bool = True
-    index: Literal["streamed", "omitted"] = "streamed"
+    index: Literal["streamed", "interleaved", "omitted"] = "streamed"
     concatenate: Literal["reload", "append"] = "append"
     attention_bias: bool = False
     sparse: bool = True
@@ -59,16 +61,24 @@ AS_RELEASED = Options(index="omitted", concatenate="reload", attention_bias=True
 
 @dataclass(frozen=True)
 class Weights:
-    """A weight matrix as compiled: `counts` of its blocks (None: dense), and bits per value."""
+    """A weight matrix as compiled: `counts` of its blocks (None: dense), bits per value, and bits of the index beside it."""
 
     counts: Counts | None
     bits: int
+    index_bits: int = 0
+
+    @property
+    def stored(self) -> int:
+        """Bits per value in memory."""
+        return self.bits + self.index_bits
 
 
 class Emitter:
     """Collects rows of an instruction table. `local` marks those whose address moves with the repetition of the body."""
 
-    def __init__(self, core: FlightCore, memory: MemoryMap, weights: Mapping[str, Weights], options: Options, masks: Mapping[str, NDArray[np.bool_]]) -> None:
+    def __init__(
+        self, core: FlightCore, memory: MemoryMap, weights: Mapping[str, Weights], options: Options, masks: Mapping[str, NDArray[np.bool_]]
+    ) -> None:
         self.core = core
         self.memory = memory
         self.weights = weights
@@ -77,6 +87,7 @@ class Emitter:
         self.table: list[list[int]] = []
         self.steps: list[int] = []  # per row: bytes by which its address moves per repetition
         self.layers: list[tuple[str, int]] = []  # name and first row of each layer
+        self.barrier: list[int] | None = None  # the SYS of the layer before
 
     # Instructions -----------------------------------------------------------------------------------------------------
     def load(
@@ -92,7 +103,7 @@ class Emitter:
         zero: bool = False,
     ) -> list[int]:
         address = region.start + offset if region else 0
-        row = [LD, 0, 0, _MODE[mode], channel, bank, loop[1], 0, 0, address, loop[0], 1, 1, int(zero), 1, length, 0][: isa.COLUMNS]
+        row = [LD, 0, 0, _MODE[mode], channel, bank, loop[1], 0, 0, address, loop[0], 1, 1, int(zero), 1, length]
         if length >= 1 << 23:
             raise CapacityError(f"a load of {length} B exceeds the 23-bit length of LD; the layer is too large for this machine")
         self._add(row, region)
@@ -130,7 +141,7 @@ class Emitter:
 
     # Layers -----------------------------------------------------------------------------------------------------------
     def layer(self, layer: Layer) -> None:
-        """One layer: its first load waits for SYS, its last store releases SYS. The very first and last token are `close`'s."""
+        """One layer. Its first instruction waits for the SYS of the layer before; its last one releases its own SYS."""
         first = len(self.table)
         self.layers.append((layer.name, first))
         match layer:
@@ -146,14 +157,11 @@ class Emitter:
                 last = self.attention_mv(layer)
             case Attention():
                 last = self.attention_mm(layer)
-        opening = self.table[first]
-        if opening[0] != LD:
-            raise MappingError(f"layer {layer.name!r}: nothing to load")
-        opening[1] |= isa.mask(LD, [SYS])
-        barrier = [SYS, 0, isa.mask(SYS, [LD])] + [0] * (isa.COLUMNS - 3)
-        self.table.append(barrier)
-        self.steps.append(0)
-        self.link(last, barrier)
+        if self.barrier is not None:
+            self.link(self.barrier, self.table[first])
+        self.barrier = [SYS] + [0] * (isa.COLUMNS - 1)
+        self._add(self.barrier, None)
+        self.link(last, self.barrier)
 
     def vector(self, name: str) -> Region:
         return self.memory[name]
@@ -178,7 +186,6 @@ class Emitter:
         pointers = [0] * core.channels
         meta_pointer = mask_pointer = 0
         products: list[list[int]] = []
-        total = groups * len(tiles)
         used = min(layer.n // core.tile, wide)
         meta_size, mask_size = core.meta_depth // slots, core.mask_depth // slots
         results: list[list[int]] = []
@@ -187,40 +194,48 @@ class Emitter:
                 index = len(products)
                 slot = index % slots
                 opening = len(self.table)
+                parts: list[tuple[int, int, int]] = []  # channel, blocks, buffer bytes
                 for channel in range(core.channels):
-                    columns = [group * wide + loop * core.channels + channel for loop in range(loops) if loop * core.channels + channel < used]
-                    if not columns:
-                        continue
+                    columns = [
+                        group * wide + loop * core.channels + channel for loop in range(loops) if loop * core.channels + channel < used
+                    ]
                     kept = int(counts[start:end, columns].sum()) * core.tile if chosen else (end - start) * core.tile**2 * len(columns)
-                    if chosen and self.options.index == "streamed":
-                        size = (end - start) * len(columns)
-                        self.load("mask", self.memory[f"{layer.weight}.counts"], mask_pointer, size, slot * mask_size)
+                    if columns:
+                        parts.append((channel, (end - start) * len(columns), kept))
+                if chosen and self.options.index != "omitted":
+                    for channel, size, _ in parts:
+                        self.load("mask", self.memory[f"{layer.weight}.counts"], mask_pointer, size, slot * mask_size, channel)
                         mask_pointer += size
-                        self.load("meta", self.memory[f"{layer.weight}.index"], meta_pointer, kept // 2, slot * meta_size)
+                if chosen and self.options.index == "streamed":
+                    for channel, kept in ((channel, kept) for channel, _, kept in parts if kept):
+                        self.load("meta", self.memory[f"{layer.weight}.index"], meta_pointer, kept // 2, slot * meta_size, channel)
                         meta_pointer += kept // 2
-                    if kept:
-                        self.load("A", region, pointers[channel], kept, slot * entry, channel)
-                        pointers[channel] += kept * weight.bits // 8
+                for channel, kept in ((channel, kept) for channel, _, kept in parts if kept):
+                    self.load("A", region, pointers[channel], kept, slot * entry, channel)
+                    pointers[channel] += kept * weight.stored // 8
+                if len(self.table) == opening:
+                    raise MappingError(
+                        f"layer {layer.name!r}: blocks {start} to {end} of K keep no weight in outputs from {group * core.mv_start} on; "
+                        "prune less"
+                    )
                 product = self.multiply(
                     MV, end - start, slot * entry, start, 2 * group, last=end == blocks, linear=layer, biased=biased,
                     bias=group * core.mv_start * 4 // core.bias_width, sparse=chosen and self.options.sparse,
                     meta=slot * meta_size if chosen else 0, mask=slot * mask_size if chosen else 0,
                 )  # fmt: skip
-                if len(self.table) - 1 == opening:
-                    raise MappingError(f"layer {layer.name!r}: K blocks {start} to {end} of group {group} keep no weight at all; prune less")
                 self.link(self.table[-2], product)
                 if index >= slots:
                     self.link(products[index - slots], self.table[opening])
                 products.append(product)
             results.append(self._fused_mv(layer, group, groups, products[-1]) or products[-1])
-        if len(products) != total:
-            raise MappingError(f"layer {layer.name!r}: emitted {len(products)} products, planned {total}")
         return self._result(layer, results[-1], layer.n)
 
     def _whole(self, layer: Linear) -> None:
         for what, size in (("inputs", layer.k), ("outputs", layer.n)):
             if size % self.core.tile:
-                raise MappingError(f"layer {layer.name!r}: {size} {what} are not a multiple of the {self.core.tile} of a block; pad the model")
+                raise MappingError(
+                    f"layer {layer.name!r}: {size} {what} are not a multiple of the {self.core.tile} of a block; pad the model"
+                )
 
     def _sequence(self, name: str, size: int, mode: str) -> None:
         """The input vector, unless it is on chip already."""
@@ -234,15 +249,18 @@ class Emitter:
         if name not in self.memory.regions:
             return False
         if layer.n * 4 > self.core.bias_depth * self.core.bias_width:
-            raise CapacityError(f"layer {layer.name!r}: {layer.n * 4} B of biases exceed the bias buffer ({self.core.bias_depth * self.core.bias_width} B)")
+            raise CapacityError(
+                f"layer {layer.name!r}: {layer.n * 4} B of biases exceed the bias buffer ({self.core.bias_depth * self.core.bias_width} B)"
+            )
         self.load("bias", self.memory[name], 0, layer.n * 4, 0)
         return True
 
     def _operand(self, name: str, group: int, size: int, bank: int) -> list[int]:
         """The second operand of a MISC operation: a copy of the group's elements in the banks of every channel."""
         last: list[int] = []
-        for channel in range(self.core.channels):
-            last = self.load("global", self.vector(name), group * size, size, bank, channel)
+        if not self.on_chip():
+            for channel in range(self.core.channels):
+                last = self.load("global", self.vector(name), group * size, size, bank, channel)
         return last
 
     def _fused_mv(self, layer: Linear, group: int, groups: int, product: list[int]) -> list[int] | None:
@@ -257,7 +275,9 @@ class Emitter:
         bank = base + extra + group * len(copies) * height
         if base + extra + groups * len(copies) * height > core.global_depth:
             if base + extra + 4 * len(copies) * height > core.global_depth:
-                raise CapacityError(f"layer {layer.name!r}: its results and operands exceed the global buffer ({core.global_depth} entries)")
+                raise CapacityError(
+                    f"layer {layer.name!r}: its results and operands exceed the global buffer ({core.global_depth} entries)"
+                )
             ring = (core.global_depth - base - extra) // (len(copies) * height)
             bank = base + extra + group % ring * len(copies) * height
         arrived = [self._operand(name, group, size, bank + i * height) for i, name in enumerate(copies)]
@@ -270,7 +290,8 @@ class Emitter:
             steps = [self.misc(operation, count, here, bank if operand else 0, here) for operation, operand in layer.fused]
         self.link(product, steps[0])
         for load, step in zip(arrived, steps, strict=False):
-            self.link(load, step)
+            if load:
+                self.link(load, step)
         return steps[-1]
 
     def _result(self, layer: Linear, last: list[int], size: int) -> list[int]:
@@ -299,7 +320,9 @@ class Emitter:
         if layer.heads * blocks > core.b_depth:
             raise CapacityError(f"layer {layer.name!r}: {layer.heads} x {k} B do not fit buffer B; use a shorter context")
         if 2 * steps * layer.heads > core.global_depth:
-            raise CapacityError(f"layer {layer.name!r}: the results of {layer.heads} heads do not fit the global buffer; use a shorter context")
+            raise CapacityError(
+                f"layer {layer.name!r}: the results of {layer.heads} heads do not fit the global buffer; use a shorter context"
+            )
         self._sequence(layer.source, k * layer.heads, "B")
         used = min(n // core.tile, wide)
         products: list[list[int]] = []
@@ -355,6 +378,8 @@ class Emitter:
         done: list[list[int]] = []
         stores: list[list[int]] = []
         half = core.global_depth // 2
+        if self.on_chip():
+            return self.misc(layer.operation, layer.width // core.tile, 0, half if layer.operand else 0, mask=layer.exchange)
         source, result = self.vector(layer.source), self.vector(layer.result)
         for number in range(layer.rows):
             bank = number % max(slots, 1) * height
@@ -363,12 +388,13 @@ class Emitter:
             if layer.operand:
                 self.load("global", self.vector(layer.operand), offset, layer.width, half + bank, channel)
             loaded = self.table[-1]
-            step = self.misc(layer.operation, layer.width // core.tile, bank, half + bank if layer.operand else 0)
+            step = self.misc(layer.operation, layer.width // core.tile, bank, half + bank if layer.operand else 0, mask=layer.exchange)
             self.link(loaded, step)
             if number >= slots:
                 self.link(done[number - slots], opening)
                 self.link(stores[number - slots], step)
-            store = self.store(result, offset, layer.width, bank, channel)
+            target = self.memory[layer.cache] if layer.cache else result
+            store = self.store(target, 0 if layer.cache else offset, layer.width, bank, channel, column=bool(layer.cache))
             self.link(step, store)
             done.append(step)
             stores.append(store)
@@ -416,14 +442,17 @@ class Emitter:
                     slot = len(products) % slots
                     opening = len(self.table)
                     kept = int(counts[start:end, column].sum()) * tile if chosen else (end - start) * tile**2
-                    if chosen and self.options.index == "streamed":
-                        self.load("mask", self.memory[f"{layer.weight}.counts"], mask_pointer, end - start, slot * (core.mask_depth // slots))
+                    if chosen and self.options.index != "omitted":
+                        self.load(
+                            "mask", self.memory[f"{layer.weight}.counts"], mask_pointer, end - start, slot * (core.mask_depth // slots)
+                        )
                         mask_pointer += end - start
+                    if chosen and self.options.index == "streamed":
                         self.load("meta", self.memory[f"{layer.weight}.index"], meta_pointer, kept // 2, slot * (core.meta_depth // slots))
                         meta_pointer += kept // 2
                     bank = slot * (core.b_depth // slots)
                     self.load("B", region, pointers[channel], kept, bank, channel)
-                    pointers[channel] += kept * weight.bits // 8
+                    pointers[channel] += kept * weight.stored // 8
                     product = self.multiply(
                         MM, end - start, start, bank, column % depth, last=end == blocks, linear=layer, biased=biased,
                         bias=column * tile * 4 // core.bias_width, sparse=chosen and self.options.sparse,
@@ -457,7 +486,7 @@ class Emitter:
         return self.store(region, row_block * tile, tile**2, column % core.global_depth, row_block % core.channels, column=True)
 
     def _fused_mm(self, layer: Linear, copies: Sequence[str], column: int, mine: range, depth: int, product: list[int]) -> list[int]:
-        core, tile = self.core, self.core.tile
+        tile = self.core.tile
         here = column % depth
         arrived = []
         slot = depth + column % (64 // max(len(copies), 1)) * len(copies)
@@ -468,7 +497,11 @@ class Emitter:
             arrived.append(self.table[-1])
         count = len(mine)
         if len(layer.fused) == 3:
-            steps = [self.misc("mul", count, here, slot, slot), self.misc("mul", count, here, slot + 1), self.misc("add", count, here, slot, mask=True)]
+            steps = [
+                self.misc("mul", count, here, slot, slot),
+                self.misc("mul", count, here, slot + 1),
+                self.misc("add", count, here, slot, mask=True),
+            ]
         else:
             steps = [self.misc(operation, count, here, slot if operand else 0) for operation, operand in layer.fused]
         self.link(product, steps[0])
@@ -483,7 +516,9 @@ class Emitter:
                 f"layer {layer.name!r}: a prefill of {layer.rows} rows on {layer.tokens} tokens needs both equal and a multiple of "
                 f"{core.start_rows}; align the prompt"
             )
-        emit: Callable[[Attention, int, range, NDArray[np.bool_]], list[int]] = self._scores_mm if layer.part == "scores" else self._values_mm
+        emit: Callable[[Attention, int, range, NDArray[np.bool_]], list[int]] = (
+            self._scores_mm if layer.part == "scores" else self._values_mm
+        )
         layout = self.masks[layer.name]
         per = LAYOUT // tile
         blocks = layer.rows // tile
@@ -495,7 +530,9 @@ class Emitter:
                 last = emit(layer, head, range(top, top + core.start_rows // tile), kept)
         return last
 
-    def _stream(self, layer: Attention, head: int, columns: Sequence[int], k: int, opening: int, out: Callable[[int], int]) -> list[list[int]]:
+    def _stream(
+        self, layer: Attention, head: int, columns: Sequence[int], k: int, opening: int, out: Callable[[int], int]
+    ) -> list[list[int]]:
         """Loads of B and products for block columns of a head."""
         core, tile = self.core, self.core.tile
         region = self.memory[layer.cache]
@@ -547,7 +584,7 @@ class Emitter:
         return last
 
     def _values_mm(self, layer: Attention, head: int, mine: range, kept: NDArray[np.bool_]) -> list[int]:
-        core, tile = self.core, self.core.tile
+        tile = self.core.tile
         source, result = self.vector(layer.source), self.vector(layer.result)
         opening = len(self.table)
         for block in mine:

@@ -5,6 +5,10 @@ Six kinds of instruction of one to seven 32-bit words, each on a queue of its ow
 highest bit on. Layout, opcodes and field names follow the instruction set in the authors' released test demo
 (github.com/FlightLLM/flightllm_test_demo, `profile/inst_gen/isa.py`); a field in several parts has its low bits in the first.
 
+Three meanings are ours, because the released set names the bits only: `column` of ST (`rs_col` there) puts a result at its place
+in a cache or in a matrix of blocks instead of in one piece; `mask` of MISC confines softmax to the valid tokens, and on a sum
+exchanges the halves of each 16 elements of the second operand (rotary embedding); `memory` is 1 for HBM and 0 for DDR.
+
 A program is a table of integers, one row per instruction: column 0 the queue, 1 `wait`, 2 `release`, then the fields in the
 order of `SPECS`. Tables and words turn into each other whole, with numpy.
 """
@@ -150,7 +154,7 @@ SPECS = (
 )
 COLUMNS = 3 + max(len(spec.fields) for spec in SPECS)
 _BY_OPCODE = {spec.opcode: spec for spec in SPECS}
-_LENGTHS = [_BY_OPCODE[code].length if code in _BY_OPCODE else 0 for code in range(16)]
+_LENGTHS = np.array([_BY_OPCODE[code].length if code in _BY_OPCODE else 0 for code in range(16)])
 _QUEUE_OF = np.array([_BY_OPCODE[code].queue if code in _BY_OPCODE else -1 for code in range(16)])
 
 
@@ -197,7 +201,8 @@ def encode(table: Table) -> Words:
             if values.min() < 0 or values.max() >= field.end:
                 bad = int(np.flatnonzero((values < 0) | (values >= field.end))[0])
                 raise InstructionError(
-                    f"instruction {chosen[bad]} ({spec.name}): {field.name} is {values[bad]}, expected 0 to {field.end - 1} ({field.bits} bits)"
+                    f"instruction {chosen[bad]} ({spec.name}): {field.name} is {values[bad]}, "
+                    f"expected 0 to {field.end - 1} ({field.bits} bits)"
                 )
             shift = 0
             for word, high, low in field.parts:
@@ -213,7 +218,7 @@ def starts(words: Words, offset: int = 0) -> NDArray[np.int64]:
 
     Raises `InstructionError` naming the offset of an unknown opcode or of an instruction that is cut off.
     """
-    lengths = [_LENGTHS[code] for code in (words >> np.uint32(28)).tolist()]
+    lengths = _LENGTHS[words >> np.uint32(28)].tolist()
     found: list[int] = []
     add = found.append
     position, end = 0, len(lengths)
@@ -224,8 +229,8 @@ def starts(words: Words, offset: int = 0) -> NDArray[np.int64]:
             code = int(words[position]) >> 28
             expected = ", ".join(f"{s.opcode} {s.name}" for s in SPECS)
             raise InstructionError(
-                f"offset {offset + 4 * position}: opcode {code} (word {int(words[position]):#010x}) is unknown, expected one of {expected}; "
-                "an instruction before it may have lost or gained a word"
+                f"offset {offset + 4 * position}: opcode {code} (word {int(words[position]):#010x}) is unknown, expected one of "
+                f"{expected}; an instruction before it may have lost or gained a word"
             )
         position += length
     if position > end:
@@ -257,7 +262,9 @@ def decode(words: Words, offset: int = 0) -> Table:
         for word, free in enumerate(spec.reserved()):
             if free and (bad := np.flatnonzero(wide[first + word] & free)).size:
                 value = int(wide[first[bad[0]] + word])
-                problems.append((int(first[bad[0]]), f"{spec.name}: word {word} is {value:#010x}, but its bits {free:#010x} are reserved and must be 0"))
+                problems.append(
+                    (int(first[bad[0]]), f"{spec.name}: word {word} is {value:#010x}, but its bits {free:#010x} are reserved and must be 0")
+                )
         for column, field in enumerate((_f("wait", (0, 27, 23)), _f("release", (0, 22, 18)), *spec.fields), 1):
             values = np.zeros(len(chosen), np.int64)
             shift = 0

@@ -28,12 +28,15 @@ class Linear:
     bias: str = ""
     relu: bool = False
     fused: tuple[tuple[str, str], ...] = ()
-    cache: str = ""  # the key or value cache that the result is appended to
+    cache: str = ""  # the key or value cache that takes the result
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A MISC operation on each of `rows` rows of `width`; `operand` is the second input of a sum or a product."""
+    """A MISC operation on each of `rows` rows of `width`; `operand` is the second input of a sum or a product.
+
+    `exchange`: a sum with the halves of each 16 elements of the operand exchanged (the last step of a rotary embedding).
+    """
 
     name: str
     operation: str
@@ -42,6 +45,8 @@ class Rows:
     source: str
     result: str
     operand: str = ""
+    exchange: bool = False
+    cache: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,11 @@ class Body:
 NORMS = {"rms_norm": "rmsnorm", "layer_norm": "layernorm"}
 ELEMENTWISE = {"add": "add", "mul": "mul", "silu": "silu"}
 ROPE = (("mul", "rope.sin"), ("mul", "rope.cos"), ("add", ""))
-"""Rotary embedding as three operations on two tables; the third works on the first two's results."""
+"""Rotary embedding as three operations on two tables; the third adds the first two's results, with halves exchanged.
+
+The columns of the query and key projections are permuted so that an element's partner lies in the same block of 16, 8 apart;
+attention does not change, as both are permuted alike. The table of sines holds +sin for the lower and -sin for the upper half.
+"""
 
 
 def bodies(graph: Graph, fuse: bool = True) -> tuple[Body, ...]:
@@ -195,7 +204,8 @@ class _Walk:
             if len(steps) == 3:
                 operand = operand or f"{result}.0"
                 source = own if i < 2 else f"{result}.1"
-            self.emit(Rows(f"{op.name}.{i}" if len(steps) > 1 else op.name, operation, rows, width, source, out, operand), out)
+            name = f"{op.name}.{i}" if len(steps) > 1 else op.name
+            self.emit(Rows(name, operation, rows, width, source, out, operand, exchange=i == 2), out)
 
     def join(self, host: int, result: str, layer: Linear) -> None:
         self.out[host] = layer
@@ -206,10 +216,9 @@ class _Walk:
         _, heads, tokens, width = cache.shape
         host = self.made.get(value)
         layer = self.out[host] if host is not None else None
-        if host is not None and isinstance(layer, Linear) and layer.result == value:
-            self.out[host] = replace(layer, cache=cache.name)
-        elif self.fuse:
+        if host is None or not isinstance(layer, Linear | Rows):
             raise MappingError(f"operator {op.name!r}: the cache takes results of linear layers, {value!r} is none")
+        self.out[host] = replace(layer, cache=cache.name)
         if self.graph.phase == "decode":
             self.out.append(Concatenate(op.name, cache.name, heads, tokens, width))
 

@@ -19,15 +19,17 @@ from mapper.errors import MappingError
 
 ALIGNMENT = 64
 """Regions start at multiples of this: two beats of a 256-bit HBM port."""
-KINDS = ("weight", "index", "counts", "bias", "cache", "value")
+KINDS = ("weight", "index", "counts", "bias", "keys", "values", "value")
 
 
 @dataclass(frozen=True)
 class Region:
     """`size` bytes from `start` on in each of `channels` channels (side: in the side channel), `count` times, `size` apart.
 
-    `bits` is what a value takes in memory: a load of n buffer bytes reads n x bits / 8. `shift` is the requantisation of a
-    product with this region's values: its sums are divided by 2^shift. `pitch` is the distance of rows (value) or heads (cache).
+    A value takes `bits` in memory, and `index_bits` more where the index of a sparse weight stands beside it: a load of n buffer
+    bytes reads n x (bits + index_bits) / 8. `shift` is the requantisation of a
+    product with this region's values: its sums are divided by 2^shift. `pitch` is the distance of rows (value) or of heads (keys,
+    values), `width` the elements of a head.
     """
 
     name: str
@@ -36,10 +38,17 @@ class Region:
     size: int
     channels: int
     bits: int = 8
+    index_bits: int = 0
     shift: int = 0
     pitch: int = 0
+    width: int = 0
     count: int = 1
     side: bool = False
+
+    @property
+    def stored(self) -> int:
+        """Bits per value in memory."""
+        return self.bits + self.index_bits
 
     @property
     def end(self) -> int:
@@ -92,7 +101,7 @@ class MemoryMap:
         if not regions:
             return np.full(len(addresses), 8)
         at = np.searchsorted(np.array([r.start for r in regions]), addresses, side="right") - 1
-        return np.array([r.bits for r in regions])[np.maximum(at, 0)]
+        return np.array([r.stored for r in regions])[np.maximum(at, 0)]
 
     def by_kind(self) -> Mapping[str, int]:
         """Bytes by kind of region."""
@@ -110,7 +119,13 @@ class MemoryMap:
         try:
             for entry in entries:
                 region = Region(**entry)
-                if region.kind not in KINDS or region.bits not in range(1, 9) or region.size < 0 or region.count < 1:
+                if (
+                    region.kind not in KINDS
+                    or region.bits not in range(1, 9)
+                    or region.index_bits not in (0, 4)
+                    or region.size < 0
+                    or region.count < 1
+                ):
                     raise MappingError(f"{where}: region {region.name!r} is not valid: {region}")
                 found.regions[region.name] = region
                 found._ends[region.side] = max(found._ends[region.side], region.end)
