@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_serializer, m
 
 import hw.units  # noqa: F401 - registers the unit kinds
 from hw.errors import HardwareError, nearest
+from hw.generations import with_generation
 from hw.memory import Dram, Memory, Scratchpad, memory_class
 from hw.part import Part
 from hw.quantity import Bandwidth, Duration, Frequency, Power, cycles_to_fs
@@ -64,6 +65,7 @@ class Constant(Part):
 class Device(Part):
     """A device as its data sheet describes it.
 
+    `generation` names the GPU generation whose constants hold where the description states none (`hw/generations`).
     `launch` is the time between the end of one kernel and the start of the next on the device's queue; `price` is in US
     dollars; `process_nm` the technology node that energies refer to. `constants` names every number that is not from a
     data sheet.
@@ -79,6 +81,7 @@ class Device(Part):
     power: Power | None = None
     price: Annotated[float, Field(gt=0)] | None = None
     process_nm: int | None = None
+    generation: str = ""
     constants: dict[str, Constant] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -160,7 +163,7 @@ class Device(Part):
         if schema != SCHEMA:
             raise HardwareError(f"{where}: schema {schema!r} cannot be read, expected {SCHEMA}")
         try:
-            return cls(**fields)
+            return cls(**with_generation(fields))
         except HardwareError as error:
             raise error.within(where) from None
 

@@ -26,7 +26,19 @@ def _ratio(value: object) -> Fraction:
     return ratio
 
 
-Ratio = Annotated[Fraction, BeforeValidator(_ratio), PlainSerializer(str, return_type=str), WithJsonSchema({"type": ["string", "number"]})]
+def _share(value: object) -> Fraction:
+    try:
+        share = Fraction(str(value))
+    except (ValueError, ZeroDivisionError) as error:
+        raise HardwareError(f"expected a share such as 0.9 or 9/10, not {value!r}") from error
+    if not 0 < share <= 1:
+        raise HardwareError(f"expected a share above 0 and up to 1, not {value!r}")
+    return share
+
+
+_SPELLING = (PlainSerializer(str, return_type=str), WithJsonSchema({"type": ["string", "number"]}))
+Ratio = Annotated[Fraction, BeforeValidator(_ratio), *_SPELLING]
+Share = Annotated[Fraction, BeforeValidator(_share), *_SPELLING]
 
 
 class Memory(Part):
@@ -83,6 +95,7 @@ class Dram(Memory, kind="dram"):
     `timing` names a command-level preset (`dovetail memory`), of which the memory has `channels`: streams, interleaved over all
     of them, reach the fraction of `bandwidth` that rows, bank groups and refresh leave with the address `mapping`, for reads and
     for writes. The bandwidth itself is what is stated here, so that a variant may change it alone. Without it `refresh` is the fraction of time lost to refresh (tRFC / tREFI of the standard named in `source`).
+    `efficiency` is the share of that which kernels sustain, and `ramp` the time that a kernel loses until it does.
     `cold_fill` `excluded` leaves the first fill and the last write-back of an operator, which no computation can hide, out of
     the time, as published array models do; `sharing` `per_operand` gives each operand of a product its own interface of the
     full bandwidth.
@@ -93,6 +106,8 @@ class Dram(Memory, kind="dram"):
     channels: Count | None = None
     mapping: Literal["interleaved", "row"] = "interleaved"
     refresh: Ratio = Fraction(0)
+    efficiency: Share = Fraction(1)
+    ramp: Duration = 0
     cold_fill: Literal["counted", "excluded"] = "counted"
     sharing: Literal["shared", "per_operand"] = "shared"
 
@@ -122,7 +137,7 @@ class Dram(Memory, kind="dram"):
         return 1 - self.refresh, 1 - self.refresh
 
     def occupied_fs(self, read: Fraction | int, written: Fraction | int = 0) -> int:
-        reads, writes = self._fractions()
+        reads, writes = (fraction * self.efficiency for fraction in self._fractions())
         return _scaled_fs(read, reads, self.bandwidth) + _scaled_fs(written, writes, self.bandwidth)
 
     def least_fs(self, size: Fraction | int) -> int:
@@ -139,7 +154,33 @@ class Hbm(Dram, kind="hbm"):
 
 
 class Cache(Memory, kind="cache"):
-    """A cache in front of the main memory, shared by all units."""
+    """A cache in front of the main memory, shared by all units.
+
+    `efficiency` is the share of its bandwidth that kernels reach. `reuse` is the share of its capacity within which what was
+    touched is found again: with it, something last touched d bytes ago is found with probability 1 - d / (reuse x capacity), as
+    sets and slices fill up unevenly; without it, least-recently-used replacement is perfect.
+    """
+
+    efficiency: Share = Fraction(1)
+    reuse: Share | None = None
+
+    @property
+    def window(self) -> int:
+        """Bytes that may be touched between two uses of what is still found."""
+        return int(self.total * self.reuse) if self.reuse is not None else self.total
+
+    def found(self, distance: int) -> Fraction:
+        """Share that is still there of something last touched so many bytes ago, itself included.
+
+        >>> Cache(capacity=1000, bandwidth=1, reuse="0.5").found(100)
+        Fraction(4, 5)
+        """
+        if self.reuse is None:
+            return Fraction(distance <= self.total)
+        return max(Fraction(0), 1 - Fraction(distance, max(1, self.window)))
+
+    def occupied_fs(self, read: Fraction | int, written: Fraction | int = 0) -> int:
+        return _scaled_fs(read + written, self.efficiency, self.bandwidth)
 
 
 class Scratchpad(Memory, kind="scratchpad"):

@@ -18,11 +18,12 @@ from mapper.nest import Nest
 from mapper.pipeline import Lowering
 from mapper.plan import Plan
 from mapper.program import Item, Program
-from mapper.residency import residents
+from mapper.residency import NOTHING, Found, residents
 from mapper.search import Space, replay, search
 from mapper.stream import Stream
 from mapper.target import Target
-from mapper.waves import WaveAttention, WaveProduct, WaveStream
+from mapper.wave_attention import WaveAttention
+from mapper.waves import WaveProduct, WaveStream
 from workloads.graph import Graph
 
 MATRIX = frozenset({"matmul", "grouped_matmul"})
@@ -73,14 +74,14 @@ def compile_graph(
     Raises `CapacityError` when the workload does not fit, `MappingError` when an operator cannot run on the device or the
     mapping was made for another workload or device.
     """
+    _check_copies(device)
     target = Target(device)
     occupancy = check_capacity(graph, target)
     if mapping is not None:
         _check_origin(mapping, graph, device)
     segments = fuse(graph)
     bodies = [(segment.count, kernels) for segment, kernels in segments]
-    capacity = target.cache[1].total if target.cache else 0
-    found = residents(bodies, capacity)
+    found = residents(bodies, target.cache[1] if target.cache else None)
     memo: dict[Any, Plan] = {}
     lowering = Lowering()
     items: list[Item] = []
@@ -120,7 +121,7 @@ def _write(lowering: Lowering, body: list[Placed]) -> list[Item]:
     return [item for p in body for item in lowering.kernel(p.kernel.name, p.plan.steps, p.plan.setup)]
 
 
-def choose_space(target: Target, kernel: Kernel, resident: frozenset[str] = frozenset()) -> tuple[Space, str]:
+def choose_space(target: Target, kernel: Kernel, resident: Found = NOTHING) -> tuple[Space, str]:
     """The family of mappings for a kernel on a device, and the number format of its products ("" if it has none).
 
     Raises `MappingError` when no unit executes the kernel.
@@ -140,23 +141,27 @@ def choose_space(target: Target, kernel: Kernel, resident: frozenset[str] = froz
 
 
 def _in_waves(target: Target, name: str) -> bool:
-    """Whether a unit runs thread blocks in waves. Raises `MappingError` for copies of a unit that nothing would use."""
-    unit = target.unit(name)
-    if unit.execution == "waves":
-        return True
-    if unit.count > 1:
-        raise MappingError(
-            f"{target.device.name}: unit {name!r} has {unit.count} copies, and tiles run on one; describe one larger unit or set "
-            f"units.{name}.count=1"
-        )
-    return False
+    """Whether a unit runs thread blocks in waves."""
+    return target.unit(name).execution == "waves"
 
 
-def _signature(kernel: Kernel, resident: frozenset[str]) -> Any:
+def _check_copies(device: Device) -> None:
+    """Raises `MappingError` for copies of a unit that nothing would use: tiles run on one copy."""
+    if any(unit.execution == "waves" for unit in device.units.values()):
+        return
+    for name, unit in device.units.items():
+        if unit.count > 1:
+            raise MappingError(
+                f"{device.name}: unit {name!r} has {unit.count} copies, and tiles run on one; describe one larger unit or set "
+                f"units.{name}.count=1"
+            )
+
+
+def _signature(kernel: Kernel, resident: Found) -> Any:
     """Everything that a kernel's plan depends on, names left out."""
     names: dict[str, int] = {}
     operands = tuple(
-        (names.setdefault(o.tensor, len(names)), o.elements, o.total, o.format.name, o.role, o.position, o.tensor in resident)
+        (names.setdefault(o.tensor, len(names)), o.elements, o.total, o.format.name, o.role, o.position, resident.share(o.tensor))
         for o in (*kernel.reads, *kernel.writes)
     )
     ops = tuple((op.kind, tuple(sorted(op.attributes.items()))) for op in (kernel.operator, *kernel.fused))
@@ -234,19 +239,21 @@ def _memory_note(target: Target) -> str:
 def _assumptions(graph: Graph, target: Target, placed: list[Placed]) -> tuple[str, ...]:
     notes = list(graph.notes)
     notes.append("operators run one after the other: no prefetch and no overlap across operators")
+    if any("+" in p.kernel.name for p in placed):
+        notes.append("products of the same input (queries, keys and values; gate and up) run as one kernel, as inference libraries do")
     if target.cache:
         notes.append(
             f"the {target.cache[0]} keeps whole tensors, least recently used first out; results are written through to {target.main}"
         )
-        notes.append("all thread blocks of a wave take equally long; clocks stay at their rated value (no power throttling)")
-        notes.append("GPU kernel times follow from the data sheet and the mechanism alone; they are not validated against measurements")
+        notes.append("thread blocks of one kind take equally long; what power limits cost long products is part of a constant")
     else:
         notes.append(f"intermediate results go through {target.main} unless the operators are fused")
         notes.append("scratchpads deliver what the units consume: their ports and banks are not modelled")
     notes.append(_memory_note(target))
     converted = sorted(
         {
-            f"{o.format} operands are converted to {p.number_format} on their way into the unit; the conversion takes no time"
+            f"{o.format} operands are converted to {p.number_format} on their way into the unit; the conversion takes "
+            + ("one vector operation per weight and thread block" if p.plan.mapping.family == "wave" and o.position == 1 else "no time")
             for p in placed
             if p.number_format
             for o in p.kernel.reads

@@ -105,7 +105,40 @@ def _fuse_segment(graph: Graph, segment: Segment, consumers: dict[str, int], see
             groups[host].append(operator)
         for name in operator.outputs:
             producer[name] = host
-    return [_kernel(graph, group, consumers, seen) for group in groups]
+    return [_kernel(graph, mains, fused, consumers, seen) for mains, fused in _merge(graph, groups)]
+
+
+def _merge(graph: Graph, groups: list[list[Operator]]) -> list[tuple[list[Operator], list[Operator]]]:
+    """Products of the same input become one (queries, keys and values; gate and up), as inference libraries run them: their
+    weights stand side by side. Main operators and fused ones of every kernel.
+
+    A product joins an earlier one when nothing that it or its fused operators need is produced in between.
+    """
+    merged: list[tuple[list[Operator], list[Operator]]] = []
+    producer: dict[str, int] = {}
+    for group in groups:
+        main, own = group[0], {name for operator in group for name in operator.outputs}
+        home = len(merged)
+        for index, (mains, _) in enumerate(merged):
+            needed = [producer.get(n, -1) for operator in group for n in operator.inputs if n not in own]
+            if _side_by_side(graph, mains[0], main) and max(needed) <= index:
+                home = index
+                break
+        if home == len(merged):
+            merged.append(([], []))
+        merged[home][0].append(main)
+        merged[home][1].extend(group[1:])
+        producer.update(dict.fromkeys(own, home))
+    return merged
+
+
+def _side_by_side(graph: Graph, first: Operator, other: Operator) -> bool:
+    """Whether two operators are products of the same input by weights of one format."""
+    if not first.kind == other.kind == "matmul" or first.inputs[0] != other.inputs[0]:
+        return False
+    left, right = graph.tensors[first.inputs[1]], graph.tensors[other.inputs[1]]
+    same = all(first[d] == other[d] for d in ("batch", "m", "k")) and first["batch"] == 1 and left.format == right.format
+    return same and left.role == right.role == "weight" and left.name != right.name
 
 
 def _host(
@@ -127,8 +160,10 @@ def _host(
     return None
 
 
-def _kernel(graph: Graph, group: list[Operator], consumers: dict[str, int], seen: dict[str, int]) -> Kernel:
-    main, fused = group[0], tuple(group[1:])
+def _kernel(
+    graph: Graph, mains: list[Operator], behind: list[Operator], consumers: dict[str, int], seen: dict[str, int]
+) -> Kernel:
+    main, fused, group = mains[0], tuple(behind), [*mains, *behind]
     inside = {name for operator in group for name in operator.outputs}
     reads: dict[str, Operand] = {}
     for operator in group:
@@ -151,6 +186,11 @@ def _kernel(graph: Graph, group: list[Operator], consumers: dict[str, int], seen
                 continue  # handed on inside the kernel, nobody else reads it
             elements = cost.write_elements(operator, tensor)
             writes[tensor.name] = Operand(tensor.name, elements, tensor.elements, tensor.format, tensor.role)
+    if len(mains) > 1:
+        main = _joined(mains)
+        weights = [reads.pop(op.inputs[1]) for op in mains]
+        total = sum(o.total for o in weights)
+        reads[main.inputs[1]] = replace(weights[0], tensor=main.inputs[1], elements=total, total=total, position=1)
     outside = tuple(o for o in reads.values() if o.elements)
     return Kernel(
         operator=main,
@@ -160,6 +200,18 @@ def _kernel(graph: Graph, group: list[Operator], consumers: dict[str, int], seen
         operations=sum(op["elements"] * op["operations"] for op in fused if op.kind == "elementwise"),
         specials=sum(op["elements"] * op["specials"] for op in fused if op.kind == "elementwise"),
         compulsory=tuple(_compulsory(graph, outside, tuple(writes.values()), seen)),
+    )
+
+
+def _joined(mains: list[Operator]) -> Operator:
+    """One product for several of the same input: `a.q_proj` and `a.k_proj` become `a.q_proj+k_proj`."""
+    tails = "+".join(op.name.rpartition(".")[2] for op in mains[1:])
+    return replace(
+        mains[0],
+        name=f"{mains[0].name}+{tails}",
+        inputs=(mains[0].inputs[0], "+".join(op.inputs[1] for op in mains)),
+        outputs=tuple(name for op in mains for name in op.outputs),
+        attributes={**mains[0].attributes, "n": sum(op["n"] for op in mains)},
     )
 
 

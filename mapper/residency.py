@@ -1,56 +1,107 @@
-"""What a cache still holds when a kernel starts: whole tensors, least recently used first out."""
+"""What a cache still holds when a kernel starts: tensors by the bytes that were touched since."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
 from math import ceil
 
+from hw.memory import Cache
 from mapper.kernels import Kernel
 
 
-class Residency:
-    """A fully associative cache of whole tensors. What it holds is the longest run of most recently used tensors that fits, so
-    that a larger cache always holds at least as much; a tensor that is larger than the cache pushes everything out."""
+class Found(Mapping[str, Fraction]):
+    """The share of each tensor that a kernel finds in the cache; tensors that it does not find are left out."""
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    __slots__ = ("_shares",)
+
+    def __init__(self, shares: Mapping[str, Fraction] | None = None) -> None:
+        self._shares = {name: share for name, share in (shares or {}).items() if share}
+
+    def __getitem__(self, name: str) -> Fraction:
+        return self._shares[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shares)
+
+    def __len__(self) -> int:
+        return len(self._shares)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._shares.items()))
+
+    def share(self, name: str) -> Fraction:
+        return self._shares.get(name, Fraction(0))
+
+    def __le__(self, other: Found) -> bool:
+        """Whether `other` finds at least as much of everything."""
+        return all(share <= other.share(name) for name, share in self.items())
+
+    def __and__(self, other: Found) -> Found:
+        """What both find."""
+        return Found({name: min(share, other.share(name)) for name, share in self.items()})
+
+    def __repr__(self) -> str:
+        return f"Found({', '.join(f'{name} {float(share):.3g}' for name, share in self.items()) or 'nothing'})"
+
+
+NOTHING = Found()
+
+
+class Residency:
+    """Tensors in order of their last use. How much of one is found depends on the bytes touched since and on the cache alone, so
+    that a larger cache always finds at least as much."""
+
+    def __init__(self, cache: Cache | int) -> None:
+        self.cache = Cache(capacity=max(1, cache), bandwidth=1) if isinstance(cache, int) else cache
         self.held: OrderedDict[str, int] = OrderedDict()  # least recent first
         self.partial: set[str] = set()
 
-    def run(self, kernel: Kernel) -> frozenset[str]:
-        """The tensors that a kernel finds; afterwards its own are the most recently used."""
-        hits = frozenset(o.tensor for o in kernel.reads if o.tensor in self.held and o.tensor not in self.partial)
+    def run(self, kernel: Kernel) -> Found:
+        """What a kernel finds; afterwards its own tensors are the most recently used."""
+        wanted = {o.tensor for o in kernel.reads if o.tensor in self.held and o.tensor not in self.partial}
+        found: dict[str, Fraction] = {}
+        distance = 0
+        for name in reversed(self.held):
+            distance += self.held[name]
+            share = self.cache.found(distance)
+            if not share:
+                break
+            if name in wanted:
+                found[name] = share
         for operand in (*kernel.reads, *kernel.writes):
             self.held.pop(operand.tensor, None)
             self.held[operand.tensor] = ceil(operand.size)
             self.partial.discard(operand.tensor)
             if not operand.whole:
                 self.partial.add(operand.tensor)
-        room = self.capacity
+        room = self.cache.window
         for name in reversed(list(self.held)):
             room -= self.held[name]
             if room < 0:
                 del self.held[name]
-        return hits
+        return Found(found)
 
     def forget(self, names: Iterable[str]) -> None:
         """Tensors of which the next run of a body has another instance (its weights and caches) take room but are not found."""
         self.partial.update(names)
 
 
-def residents(bodies: list[tuple[int, list[Kernel]]], capacity: int) -> list[list[frozenset[str]]]:
-    """For every kernel the tensors it finds in the cache. In a repeated body these are what both its first run and a later
-    run find, so that all runs are alike."""
-    cache = Residency(capacity)
-    found: list[list[frozenset[str]]] = []
+def residents(bodies: list[tuple[int, list[Kernel]]], cache: Cache | None) -> list[list[Found]]:
+    """For every kernel what it finds in the cache. In a repeated body this is what both its first run and a later run find,
+    so that all runs are alike."""
+    if cache is None:
+        return [[NOTHING] * len(kernels) for _, kernels in bodies]
+    held = Residency(cache)
+    found: list[list[Found]] = []
     for count, kernels in bodies:
         own = {o.tensor for k in kernels for o in (*k.reads, *k.writes) if o.role in ("weight", "kv_cache")} if count > 1 else set()
-        first = [cache.run(kernel) for kernel in kernels]
+        first = [held.run(kernel) for kernel in kernels]
         if count > 1:
-            cache.forget(own)
-            again = [cache.run(kernel) for kernel in kernels]
+            held.forget(own)
+            again = [held.run(kernel) for kernel in kernels]
             first = [a & b for a, b in zip(first, again, strict=True)]
-            cache.forget(own)
+            held.forget(own)
         found.append(first)
     return found

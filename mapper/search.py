@@ -7,7 +7,7 @@ with the least exact latency is always found. Relaxing any of them can therefore
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mapper.errors import CapacityError, MappingError
 from mapper.mapping import OperatorMapping
@@ -28,6 +28,13 @@ class Space(Protocol):
     def bound(self, mapping: OperatorMapping) -> int: ...
 
     def plan(self, mapping: OperatorMapping) -> Plan: ...
+
+
+@runtime_checkable
+class Ranked(Space, Protocol):
+    """A family that knows its best candidates at once: those that fit and that no other beats, up to ties."""
+
+    def best(self, capacities: dict[str, int]) -> list[OperatorMapping]: ...
 
 
 def replay(space: Space, mapping: OperatorMapping) -> Plan:
@@ -57,6 +64,9 @@ def search(space: Space, name: str) -> Plan:
     Raises `CapacityError` when no mapping fits, naming the memory and the missing bytes of the one that misses least.
     """
     memories = space.target.device.memories
+    if isinstance(space, Ranked) and (known := space.best({name: memory.capacity for name, memory in memories.items()})):
+        plans = [space.plan(mapping) for mapping in known]
+        return min(plans, key=lambda plan: (plan.latency_fs, plan.traffic(space.target.main)))
     fitting: list[tuple[int, int, OperatorMapping]] = []
     closest: tuple[int, str, int] | None = None
     for index, mapping in enumerate(space.candidates()):

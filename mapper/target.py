@@ -55,7 +55,13 @@ class Target:
             queues[self.main] = FS_PER_S
         if self.cache:
             queues[self.cache[0]] = FS_PER_S
-        return queues | {name: self.device.unit_clock(name) for name in self.device.units}
+        units = self.device.units
+        queues |= {self.turns(name): FS_PER_S for name, unit in units.items() if unit.execution == "waves" and "gemm" in unit.executes}
+        return queues | {name: self.device.unit_clock(name) for name in units}
+
+    def turns(self, unit: str) -> str:
+        """The queue of thread blocks in which a matrix unit and a vector unit take turns."""
+        return f"{unit}.turns"
 
     def interface(self, operand: str) -> str:
         """The queue on which an operand (`activations`, `weights`, `outputs`) reaches main memory."""

@@ -1,34 +1,37 @@
-"""Kernels on a GPU: thread blocks in waves over the streaming multiprocessors (SMs), behind a cache.
+"""Kernels on a GPU: thread blocks on streaming multiprocessors (SMs), behind a cache.
 
-A kernel is a grid of thread blocks, handed to free SMs in order. All blocks of one wave run side by side; while they run, the
-cache feeds them and main memory feeds the cache, so that a wave lasts as long as its slowest resource: the matrix units, the
-vector units, the cache, or main memory. The last wave is shorter in traffic but not in computation (the tail).
+A kernel is a grid of thread blocks, handed to free SMs in order, several side by side on each. While they run, the cache feeds
+them and main memory feeds the cache, so that a kernel lasts as long as its slowest resource: the SM with most thread blocks,
+the vector units, the cache, or main memory. Around that lie the launch, the first access, and a reduction where k is split.
 
-The cache holds whole tensors in least-recently-used order between kernels (`resident` names those a kernel finds there).
-Inside a product it keeps one operand, or a panel of it, in half of its capacity, while the other streams; what does not fit
+Between kernels the cache holds what was touched recently (`resident` says how much of each tensor a kernel finds there).
+Inside a product it keeps one operand, or a panel of it, in half of its window, while the other streams; what does not fit
 is read again from main memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import ceil
+from typing import Any
 
-from hw.memory import Cache
-from hw.quantity import FS_PER_S, cycles_to_fs, transfer_fs
-from hw.units.tensor_core import TensorCore
+import numpy as np
+
+from hw.memory import Cache, Dram
+from hw.quantity import FS_PER_S, cycles_to_fs
+from hw.units.tensor_core import TensorCore, least
 from hw.work import Gemm, Vector
-from mapper.attention import Blocks
 from mapper.errors import MappingError
 from mapper.kernels import Kernel, Operand
 from mapper.mapping import OperatorMapping
 from mapper.nest import products
-from mapper.pipeline import Job, Loop, Tile, Tiles
-from mapper.plan import Plan, tile_sizes
+from mapper.pipeline import Job
+from mapper.plan import Plan
 from mapper.program import Move
+from mapper.residency import NOTHING, Found
 from mapper.target import Target
 from mapper.vectorwork import of_kernel, of_operator, share
 
@@ -41,14 +44,26 @@ SLAB = 32
 SUM_BYTES = 4
 """Partial sums are 32-bit floats (or integers)."""
 
+LARGEST_TILE = 128 * 256
+"""Results of all thread blocks side by side on one SM, at most: their sums fill half of its registers."""
+
+SHORTEST_SPLIT = 128
+"""Elements of k of each part of a split product, at least."""
+
+CONVERSIONS = 1
+"""Vector operations to convert one stored weight to the format it is multiplied in; matrix units wait for them."""
+
+_TIE = 1e-9
+"""Relative difference below which two estimates are told apart by their exact plans."""
+
 
 @dataclass(frozen=True)
 class Wave:
-    """What the waves of all kernels share."""
+    """What all kernels on a GPU share."""
 
     target: Target
     kernel: Kernel
-    resident: frozenset[str] = frozenset()
+    resident: Found = NOTHING
 
     @cached_property
     def cache(self) -> tuple[str, Cache]:
@@ -59,35 +74,52 @@ class Wave:
 
     def missing(self, operands: tuple[Operand, ...]) -> Fraction:
         """Bytes of operands that are not in the cache when the kernel starts."""
-        return sum((o.size for o in operands if o.tensor not in self.resident), Fraction(0))
+        return sum((o.size * (1 - self.resident.share(o.tensor)) for o in operands), Fraction(0))
 
     def main_job(self, read: Fraction, written: Fraction) -> tuple[Job, ...]:
         return (self.target.transfer("stream", "activations", read, written),) if read + written else ()
 
-    def cache_job(self, read: Fraction, written: Fraction, at_least_fs: int = 0) -> tuple[Job, ...]:
-        size = read + written
-        fs = max(transfer_fs(size, self.cache[1].bandwidth) if size else 0, at_least_fs)
-        name = self.cache[0]
-        return (Job("feed", name, fs, fs, (Move(name, read, written),)),) if fs else ()
+    def cache_job(self, read: Fraction, written: Fraction) -> tuple[Job, ...]:
+        if not read + written:
+            return ()
+        name, cache = self.cache
+        fs = cache.occupied_fs(read, written)
+        return (Job("feed", name, fs, fs, (Move(name, read, written),)),)
 
+    @cached_property
     def setup(self) -> tuple[tuple[str, int], ...]:
-        latency = self.cache[1].latency
-        return (*self.target.setup(), *((("cache", latency),) if latency else ()))
+        """The launch, a first access to the cache, and one to main memory as far as the kernel's operands are not in the cache;
+        the time until main memory streams at its rate, though no more than these operands take there."""
+        everything = sum((o.size for o in self.kernel.reads), Fraction(0))
+        absent = self.missing(self.kernel.reads)
+        missing = absent / everything if everything else Fraction(0)
+        memory = self.target.memory
+        ramp = min(ceil(memory.ramp * missing), memory.occupied_fs(absent)) if isinstance(memory, Dram) else 0
+        parts = (
+            ("launch", self.target.device.launch),
+            ("cache", self.cache[1].latency),
+            ("first access", ceil(memory.latency * missing)),
+            ("ramp", ramp),
+        )
+        return tuple((what, fs) for what, fs in parts if fs)
 
-    def vector_share(self, works: tuple[Vector, ...], part: int = 1, total: int = 1) -> tuple[Job, ...]:
-        """`part` of `total` portions of vector work, spread over all SMs."""
+    def vector_share(self, works: tuple[Vector, ...]) -> tuple[Job, ...]:
+        """Vector work, spread over all SMs."""
         if not works:
             return ()
         unit = self.target.vector_unit(self.kernel.name)
         count = self.target.unit(unit).count
-        job = self.target.vector("vector", unit, [share(w, part, total * count) for w in works])
-        operations = Fraction(sum(w.elements * (w.operations + w.specials) for w in works) * part, total)
+        job = self.target.vector("vector", unit, [share(w, 1, count) for w in works])
+        operations = sum(w.elements * (w.operations + w.specials) for w in works)
         return (Job(job.name, job.on, job.cycles, job.fs, operations=operations),)
 
 
 @dataclass(frozen=True)
 class WaveProduct(Wave):
-    """A product as waves. Parameters: thread-block tile `m` x `n`, and `split` blocks that share one tile's k."""
+    """A product in thread blocks.
+
+    Parameters: thread-block tile `m` x `n`, `split` blocks that share one tile's k, and thread `blocks` side by side on an SM.
+    """
 
     @cached_property
     def placement(self) -> tuple[str, str]:
@@ -103,293 +135,236 @@ class WaveProduct(Wave):
         assert isinstance(core, TensorCore)
         return core
 
-    def candidates(self) -> Iterator[OperatorMapping]:
-        shapes = products(self.kernel)
-        m_max, n_max, k_max = (max(getattr(p, d) for p in shapes) for d in "mnk")
-        for m in (16, 32, 64, 128, 256):
-            for n in (32, 64, 128, 256):
-                if m * n > 128 * 256 or (m > 16 and m >= 2 * m_max) or (n > 32 and n >= 2 * n_max):
-                    continue
-                split = 1
-                while split == 1 or (split <= 32 and k_max // split >= 128):
-                    yield OperatorMapping(self.kernel.name, self.unit, "wave", {"m": m, "n": n, "split": split})
-                    split *= 2
+    @cached_property
+    def shapes(self) -> tuple[tuple[int, int, int, int], ...]:
+        """(count, m, n, k) of the products; all have the same n and k."""
+        return tuple((p.count, p.m, p.n, p.k) for p in products(self.kernel))
 
-    def footprint(self, mapping: OperatorMapping) -> dict[str, int]:
-        """Slabs of both operands in shared memory and sums in registers, per thread block; the partial sums of a split in the
-        cache."""
-        m, n = mapping.integer("m"), mapping.integer("n")
+    @cached_property
+    def table(self) -> np.ndarray[Any, Any]:
+        """The candidates as rows of m, n, split, blocks."""
+        _, _, n, k = self.shapes[0]
+        rows = max(shape[1] for shape in self.shapes)
+        every = _tilings(self.core.tile_rows, self.core.tile_columns)
+        m_tile, n_tile, split = every[:, 0], every[:, 1], every[:, 2]
+        useful = ((m_tile == m_tile.min()) | (m_tile < 2 * rows)) & ((n_tile == n_tile.min()) | (n_tile < 2 * n))
+        useful &= (split == 1) | (k // split >= SHORTEST_SPLIT)
+        return every[useful]
+
+    def _mapping(self, row: Any) -> OperatorMapping:
+        m, n, split, blocks = (int(value) for value in row)
+        return OperatorMapping(self.kernel.name, self.unit, "wave", {"m": m, "n": n, "split": split, "blocks": blocks})
+
+    def candidates(self) -> Iterator[OperatorMapping]:
+        return (self._mapping(row) for row in self.table)
+
+    def _needs(self, m: Any, n: Any, split: Any, blocks: Any) -> tuple[tuple[str, Any], ...]:
+        """Slabs of both operands in shared memory and sums in registers of the blocks side by side; partial sums in the cache."""
         width = ceil(max(16, self.kernel.input(0).format.element_bits) / 8)
         shared = self.target.pad_capacity("activations", self.unit)[0]
         sums = self.target.pad_capacity("outputs", self.unit)[0]
-        needs = {shared: STAGES * (m + n) * SLAB * width}
-        needs[sums] = needs.get(sums, 0) + m * n * SUM_BYTES
-        if (split := mapping.integer("split")) > 1:
-            needs[self.cache[0]] = sum(p.count * p.m * p.n for p in products(self.kernel)) * split * SUM_BYTES
-        return needs
-
-    def _blocks(self, mapping: OperatorMapping) -> int:
-        m, n, split = (mapping.integer(p) for p in ("m", "n", "split"))
-        return sum(p.count * ceil(p.m / m) * ceil(p.n / n) * split for p in products(self.kernel))
-
-    def _block_work(self, mapping: OperatorMapping) -> Gemm:
-        shapes = products(self.kernel)
-        m = min(mapping.integer("m"), max(p.m for p in shapes))
-        n = min(mapping.integer("n"), shapes[0].n)
-        return Gemm(m, n, ceil(shapes[0].k / mapping.integer("split")), self.placement[1])
-
-    def bound(self, mapping: OperatorMapping) -> int:
-        waves = ceil(self._blocks(mapping) / self.core.count)
-        return waves * self.target.device.work_fs(self.unit, self._block_work(mapping))
-
-    def main_traffic(self, mapping: OperatorMapping) -> Fraction:
-        """Bytes read from main memory: each missing operand once, and again what the cache cannot keep.
-
-        When neither operand fits into half of the cache, the cheapest of three orders counts: panels of the left or of the
-        right operand stay while the other streams past them, or all thread blocks of a wave advance through k together and
-        share the slabs of their rows and columns.
-        """
-        left, right = self.kernel.input(0), self.kernel.input(1)
-        others = tuple(o for o in self.kernel.reads if o.tensor not in (left.tensor, right.tensor))
-        total = self.missing(others)
-        shapes = products(self.kernel)
-        pairs = sum(p.count for p in shapes)
-        half = max(1, self.cache[1].total // 2)
-        a, b = left.size / pairs, right.size / pairs
-        miss_a = a * (left.tensor not in self.resident)
-        miss_b = b * (right.tensor not in self.resident and right.tensor != left.tensor)
-        if min(a, b) <= half:
-            return total + (miss_a + miss_b) * pairs
-        m, n = mapping.integer("m"), mapping.integer("n")
-        rows, columns = max(ceil(p.m / m) for p in shapes), ceil(shapes[0].n / n)
-        options = [miss_a * ceil(b / half) + miss_b, miss_b * ceil(a / half) + miss_a]
-        for high in range(1, min(rows, self.core.count) + 1):
-            wide = min(columns, max(1, self.core.count // high))
-            options.append(miss_a * ceil(columns / wide) + miss_b * ceil(rows / high))
-        return total + min(options) * pairs
-
-    def cache_traffic(self, mapping: OperatorMapping) -> Fraction:
-        """Bytes that the cache delivers: every thread block reads its rows, every cluster of thread blocks its columns."""
-        left, right = self.kernel.input(0), self.kernel.input(1)
-        m, n = mapping.integer("m"), mapping.integer("n")
-        total = Fraction(0)
-        for p in products(self.kernel):
-            total += p.count * p.k * p.m * ceil(p.n / n) * left.format.bits / 8
-            total += p.count * p.k * p.n * ceil(ceil(p.m / m) / self.core.cluster) * right.format.bits / 8
-        return total
-
-    def plan(self, mapping: OperatorMapping) -> Plan:
-        split, sms = mapping.integer("split"), self.core.count
-        blocks = self._blocks(mapping)
-        work = self._block_work(mapping)
-        cycles = self.core.cycles(work)
-        clock = self.target.device.unit_clock(self.unit)
-        block_fs = cycles_to_fs(cycles, clock)
-        macs = sum(p.count * p.m * p.n * p.k for p in products(self.kernel))
-        results = sum(p.count * p.m * p.n for p in products(self.kernel))
-        read, written = self.main_traffic(mapping), sum((o.size for o in self.kernel.writes), Fraction(0))
-        fed = self.cache_traffic(mapping)
-        partial = Fraction(results * split * SUM_BYTES) if split > 1 else Fraction(0)
-        epilogue = tuple(w for op in self.kernel.fused for w in of_operator(op))
-        fill = ceil(fed / blocks / self.core.fill_bandwidth)  # cycles to feed one thread block
-        shared, _ = self.target.pad_capacity("activations", self.unit)
-        left, right, _ = self.core.operand_elements(work)
-        width = self.kernel.input(0).format.bits / 8
-        shared_read = (left * width + right * self.kernel.input(1).format.bits / 8) * blocks
-        direct = split == 1
-
-        def wave(part: int) -> Tile:
-            portion = Fraction(part, blocks)
-            moves = (Move(shared, shared_read * portion, fed * portion),)
-            tensor = Job("multiply", self.unit, cycles, block_fs, moves, macs=macs * portion)
-            jobs: tuple[Job, ...] = (tensor,)
-            jobs += self.main_job(read * portion, written * portion if direct else Fraction(0))
-            feed_in = fed * portion
-            feed_out = written * portion if direct else partial * portion
-            jobs += self.cache_job(feed_in, feed_out, cycles_to_fs(fill, clock))
-            if direct:
-                jobs += self.vector_share(epilogue, part, blocks)
-            return (jobs,)
-
-        whole, rest = divmod(blocks, sms)
-        tiles: Tiles = ()
-        if whole:
-            tiles = (Loop(whole, (wave(sms),)),) if whole > 1 else (wave(sms),)
-        if rest:
-            tiles += (wave(rest),)
-        if not direct:
-            reduce = (Vector(results * split, 1), *epilogue)
-            tiles += (((*self.main_job(Fraction(0), written), *self.cache_job(partial, written), *self.vector_share(reduce)),),)
-        return Plan(mapping, tiles, (0,), self.footprint(mapping), self.setup())
-
-
-@dataclass(frozen=True)
-class WaveAttention(Wave):
-    """Attention as waves of thread blocks, each with a block of queries of one key/value head and a `split`th of its keys.
-
-    Parameters: `q` query positions, query `heads` and `k` keys per block, `split`. Blocks of fewer heads than share the keys
-    read them from the cache once per block.
-    """
-
-    @cached_property
-    def blocks(self) -> Blocks:
-        return Blocks(self.kernel)
-
-    @cached_property
-    def placement(self) -> tuple[str, str]:
-        return self.target.matrix_unit(self.kernel.name, self.blocks.query.format, self.blocks.cached[-1].format)
-
-    @property
-    def unit(self) -> str:
-        return self.placement[0]
-
-    @cached_property
-    def core(self) -> TensorCore:
-        core = self.target.unit(self.unit)
-        assert isinstance(core, TensorCore)
-        return core
-
-    def candidates(self) -> Iterator[OperatorMapping]:
-        op, group = self.kernel.operator, self.blocks.group
-        heads = [h for h in (group >> i for i in range(group.bit_length())) if h and group % h == 0 and (h == group or h >= 8)]
-        for h in dict.fromkeys(heads):
-            smallest = max(1, 16 // h)
-            for q in tile_sizes(op["queries"], smallest):
-                if q > smallest and q * h > 256:
-                    continue
-                for k in (64, 128):
-                    split = 1
-                    while split == 1 or (split <= 256 and op["keys"] // split >= 64):
-                        yield OperatorMapping(self.kernel.name, self.unit, "wave", {"q": q, "heads": h, "k": k, "split": split})
-                        split *= 2
-                        if op["queries"] > 1 and split > 8:
-                            break
-
-    def _shape(self, mapping: OperatorMapping) -> tuple[int, int, int, int]:
-        """Query positions, query heads and keys of a block, and the blocks that share a range of keys."""
-        op = self.kernel.operator
-        h = min(mapping.integer("heads"), self.blocks.group)
-        return min(mapping.integer("q"), op["queries"]), h, min(mapping.integer("k"), op["keys"]), mapping.integer("split")
+        results = sum(count * rows * columns for count, rows, columns, _ in self.shapes)
+        return (
+            (shared, blocks * STAGES * (m + n) * SLAB * width),
+            (sums, blocks * m * n * SUM_BYTES),
+            (self.cache[0], (split > 1) * results * split * SUM_BYTES),
+        )
 
     def footprint(self, mapping: OperatorMapping) -> dict[str, int]:
-        """Queries and two blocks of keys and values in shared memory, scores and the running output in registers, per thread
-        block; the partial outputs of a split in the cache."""
-        op, b = self.kernel.operator, self.blocks
-        q, h, k, split = self._shape(mapping)
-        shared = self.target.pad_capacity("activations", self.unit)[0]
-        sums = self.target.pad_capacity("outputs", self.unit)[0]
-        head = op["head_dim"] * max(2, ceil(b.query.format.bits / 8))
-        needs = {shared: q * h * head + 2 * k * max(ceil(b.key_size), head)}
-        needs[sums] = needs.get(sums, 0) + q * h * (k + op["value_dim"]) * SUM_BYTES
-        if split > 1:
-            needs[self.cache[0]] = b.heads * op["queries"] * b.group * (op["value_dim"] + 2) * split * SUM_BYTES
+        needs: dict[str, int] = {}
+        for pad, size in self._needs(*_parameters(mapping)):
+            if size:
+                needs[pad] = needs.get(pad, 0) + size
         return needs
 
-    def _kinds(self, mapping: OperatorMapping) -> list[_Kind]:
-        """The kinds of thread block of a mapping, the longest running first."""
-        q, h, k, split = self._shape(mapping)
-        groups = ceil(self.blocks.group / h)
-        counts: dict[tuple[int, int], int] = {}
-        for positions, keys in self.blocks.rows_and_keys(q):
-            key = (positions * h, ceil(ceil(keys / k) / split))
-            counts[key] = counts.get(key, 0) + self.blocks.heads * split * groups
-        kinds = []
-        for (rows, length), count in counts.items():
-            matrix, vector = self._block_cycles(rows, k)
-            kinds.append(_Kind(rows, length, count, matrix * length, vector * length))
-        return sorted(kinds, key=lambda kind: (max(kind.matrix, kind.vector), kind.rows, kind.length), reverse=True)
+    def _busiest(self, m: Any, n: Any, split: Any, blocks: Any) -> tuple[Any, Any]:
+        """Cycles of the SM with most thread blocks, and the number of thread blocks of the grid."""
+        core = self.core
+        _, _, columns, k = self.shapes[0]
+        grid: Any = 0
+        for count, rows, _, _ in self.shapes:
+            grid = grid + count * -(-rows // m)
+        grid = grid * -(-columns // n) * split
+        depth = -(-k // split)
+        tile = core.tile_cycles(least(m, max(s[1] for s in self.shapes)), least(n, columns), depth, self.placement[1])
+        if self._lanes:
+            tile = tile - (-least(n, columns) * depth * CONVERSIONS // self._lanes)
+        mine = -(-grid // core.count)
+        together = least(blocks, mine)
+        full, rest = mine // together, mine % together
+        cycles = full * core.round_cycles(together, tile, m * n, depth)
+        cycles = cycles + (rest > 0) * core.round_cycles(rest, tile, m * n, depth)
+        return cycles + -(-mine * m * n * core.drain.numerator // core.drain.denominator), grid
 
-    def _block_cycles(self, rows: int, keys: int) -> tuple[int, int]:
-        """Matrix and vector cycles of one key block on one SM."""
-        op, number_format = self.kernel.operator, self.placement[1]
-        matrix = self.core.cycles(Gemm(rows, keys, op["head_dim"], number_format, closes=False))
-        matrix += self.core.cycles(Gemm(rows, op["value_dim"], keys, number_format, closes=False))
-        unit = self.target.unit(self.target.vector_unit(self.kernel.name))
-        vector = unit.cycles(Vector(rows * keys, 4, 1)) + unit.cycles(Vector(rows * op["value_dim"], 2))
-        return matrix, vector
+    @cached_property
+    def _lanes(self) -> int:
+        """Vector operations per cycle of one SM where the right operand is stored in another format than it is multiplied in; else 0."""
+        if self.kernel.input(1).format.name == self.placement[1]:
+            return 0
+        units = self.target.device.units_for("vector")
+        return max((self.target.unit(name).operations_per_cycle() for name in units), default=0)
+
+    def _fed(self, m: Any, n: Any) -> Any:
+        """Bits that the cache delivers: every thread block reads its rows, every cluster of thread blocks its columns."""
+        left, right = (self.kernel.input(i).format.bits for i in (0, 1))
+        if isinstance(m, np.ndarray):
+            left, right = float(left), float(right)
+        total: Any = 0
+        for count, rows, columns, k in self.shapes:
+            total = total + count * k * rows * -(-columns // n) * left
+            total = total + count * k * columns * -(-(-(-rows // m)) // self.core.cluster) * right
+        return total
+
+    @cached_property
+    def _streams(self) -> tuple[Fraction, Fraction, Fraction, Fraction, Fraction, int]:
+        """Bytes per product of the left and the right operand, those of them that are missing, missing bytes of everything
+        else, and the number of products."""
+        left, right = self.kernel.input(0), self.kernel.input(1)
+        others = tuple(o for o in self.kernel.reads if o.tensor not in (left.tensor, right.tensor))
+        pairs = sum(shape[0] for shape in self.shapes)
+        miss_b = self.missing((right,)) if right.tensor != left.tensor else Fraction(0)
+        return left.size / pairs, right.size / pairs, self.missing((left,)) / pairs, miss_b / pairs, self.missing(others), pairs
+
+    def _read(self, m: Any, n: Any) -> Any:
+        """Bytes read from main memory: each missing operand once, and again what the cache cannot keep.
+
+        When neither operand fits into half of the window, the cheapest of three orders counts: panels of the left or of the
+        right operand stay while the other streams past them, or all thread blocks that run at a time advance through k
+        together and share the slabs of their rows and columns.
+        """
+        a, b, miss_a, miss_b, others, pairs = self._streams
+        half = max(1, self.cache[1].window // 2)
+        if min(a, b) <= half:
+            return others + (miss_a + miss_b) * pairs
+        # bytes times `pairs` are whole multiples of `unit`: integer arithmetic for arrays and exact fractions alike
+        missing: tuple[Any, Any] = (float(miss_a), float(miss_b)) if isinstance(m, np.ndarray) else (miss_a, miss_b)
+        best = least(missing[0] * ceil(b / half) + missing[1], missing[1] * ceil(a / half) + missing[0])
+        rows = -(-max(s[1] for s in self.shapes) // m)
+        columns = -(-self.shapes[0][2] // n)
+        high = 1
+        while high <= self.core.count:
+            tall = least(high, rows)
+            wide = least(self.core.count // high, columns)
+            best = least(best, missing[0] * -(-columns // wide) + missing[1] * -(-rows // tall))
+            high *= 2
+        return (float(others) if isinstance(m, np.ndarray) else others) + best * pairs
+
+    @cached_property
+    def _written(self) -> Fraction:
+        return sum((o.size for o in self.kernel.writes), Fraction(0))
+
+    @cached_property
+    def _results(self) -> int:
+        return sum(count * m * n for count, m, n, _ in self.shapes)
+
+    @cached_property
+    def _epilogue(self) -> tuple[Vector, ...]:
+        return tuple(w for op in self.kernel.fused for w in of_operator(op))
+
+    @cached_property
+    def estimates(self) -> np.ndarray[Any, Any]:
+        """Femtoseconds of every candidate of `table`, as floating-point numbers: the plans' to about one part in 10^12."""
+        m, n, split, blocks = self.table.T
+        memory, cache = self.target.memory, self.cache[1]
+        cycles, _ = self._busiest(m, n, split, blocks)
+        busy = cycles * (FS_PER_S / self.target.device.unit_clock(self.unit))
+        per_read, per_written = _rate(memory, True), _rate(memory, False)
+        per_fed = float(1 / (cache.efficiency * cache.bandwidth)) * FS_PER_S
+        written, partial = float(self._written), self._results * SUM_BYTES * split.astype(float)
+        whole = split == 1
+        main = self._read(m, n) * per_read + whole * written * per_written
+        feed = (self._fed(m, n) / 8 + np.where(whole, written, partial)) * per_fed
+        step = np.maximum(np.maximum(busy, main), np.maximum(feed, whole * self._vector_fs(1)))
+        reduce = np.maximum(written * per_written, (partial + written) * per_fed)
+        for value in np.unique(split[~whole]):
+            chosen = split == value
+            reduce[chosen] = np.maximum(reduce[chosen], self._vector_fs(int(value))) + self.core.split_latency
+        total: np.ndarray[Any, Any] = step + np.where(whole, 0, reduce) + sum(fs for _, fs in self.setup)
+        return total
+
+    def _vector_fs(self, split: int) -> int:
+        jobs = self.vector_share(self._epilogue if split == 1 else (Vector(self._results * split, 1), *self._epilogue))
+        return sum(job.fs for job in jobs)
 
     def bound(self, mapping: OperatorMapping) -> int:
-        cycles = sum(kind.matrix * kind.count for kind in self._kinds(mapping))
-        return cycles // self.core.count * FS_PER_S // self.target.device.unit_clock(self.unit)
+        """Femtoseconds of the tile work alone; for a candidate of this space, its estimate."""
+        index = self._index.get(_parameters(mapping))
+        return int(self.estimates[index] * (1 - _TIE)) if index is not None else 0
+
+    @cached_property
+    def _index(self) -> dict[tuple[int, ...], int]:
+        return {tuple(int(v) for v in row): index for index, row in enumerate(self.table)}
+
+    def best(self, capacities: dict[str, int]) -> list[OperatorMapping]:
+        """The fitting candidates that no other beats, by the estimates; none where nothing fits.
+
+        Candidates whose estimates are equal are represented by the one that reads least, then by the first.
+        """
+        m, n, split, blocks = self.table.T
+        fits = np.ones(len(self.table), dtype=bool)
+        totals: dict[str, Any] = {}
+        for pad, size in self._needs(m, n, split, blocks):
+            totals[pad] = totals.get(pad, 0) + size
+        for pad, size in totals.items():
+            fits &= size <= capacities[pad]
+        if not fits.any():
+            return []
+        times = np.where(fits, self.estimates, np.inf)
+        close = np.flatnonzero(times <= times.min() * (1 + _TIE))
+        read = np.broadcast_to(np.asarray(self._read(m, n), dtype=float), times.shape)
+        order = sorted(close.tolist(), key=lambda i: (times[i], read[i], i))
+        seen: dict[float, int] = {}
+        for index in order:
+            seen.setdefault(float(times[index]), index)
+        return [self._mapping(self.table[index]) for index in seen.values()]
 
     def plan(self, mapping: OperatorMapping) -> Plan:
-        op, b = self.kernel.operator, self.blocks
-        q, h, k, split = self._shape(mapping)
-        clock = self.target.device.unit_clock(self.unit)
-        vector_name = self.target.vector_unit(self.kernel.name)
-        vector_clock = self.target.device.unit_clock(vector_name)
-        kinds = self._kinds(mapping)
-        weight = sum(kind.length * kind.count for kind in kinds)
-        rows_all = b.heads * op["queries"]
-        keys_fed = sum(keys for _, keys in b.rows_and_keys(q)) * b.key_size * b.heads * ceil(b.group / h)
-        read = self._keys_read(keys_fed, sum(kind.count for kind in kinds))
-        read += self.missing(tuple(o for o in self.kernel.reads if o not in b.cached))
-        fed = keys_fed + b.row_size * rows_all
-        written = b.out_size * rows_all
-        partial = Fraction(rows_all * b.group * (op["value_dim"] + 2) * split * SUM_BYTES) if split > 1 else Fraction(0)
-        tiles: Tiles = ()
-        for wave, repetitions in _deal(kinds, self.core.count):
-            portion = Fraction(sum(kind.length * kind.count for kind in wave), weight)
-            pairs = sum(kind.rows * kind.length * kind.count for kind in wave) * k
-            matrix, vector = max(kind.matrix for kind in wave), max(kind.vector for kind in wave)
-            longest = fed * max(kind.length for kind in wave) / weight  # bytes that one thread block receives
-            jobs: tuple[Job, ...] = (
-                Job("q k, p v", self.unit, matrix, cycles_to_fs(matrix, clock), macs=pairs * (op["head_dim"] + op["value_dim"])),
-                Job("softmax", vector_name, vector, cycles_to_fs(vector, vector_clock), operations=5 * pairs),
-            )
-            jobs += self.main_job(read * portion, written * portion if split == 1 else Fraction(0))
-            fill = cycles_to_fs(ceil(longest / self.core.fill_bandwidth), clock)
-            jobs += self.cache_job(fed * portion, (written if split == 1 else partial) * portion, fill)
-            tiles += (Loop(repetitions, ((jobs,),)),) if repetitions > 1 else ((jobs,),)
-        if split > 1:
-            merge = (Vector(rows_all * b.group * op["value_dim"] * split, 2),)
-            tiles += (((*self.main_job(Fraction(0), written), *self.cache_job(partial, written), *self.vector_share(merge)),),)
-        return Plan(mapping, tiles, (0,), self.footprint(mapping), self.setup())
-
-    def _keys_read(self, fed: Fraction, blocks: int) -> Fraction:
-        """Bytes of keys and values from main memory: none if they are in the cache, once if those of the heads at work fit into
-        half of it, else as often as thread blocks read them."""
-        b = self.blocks
-        if all(o.tensor in self.resident for o in b.cached):
-            return Fraction(0)
-        once = sum((o.size for o in b.cached), Fraction(0))
-        at_work = min(b.heads, ceil(self.core.count * b.heads / blocks))
-        return once if once / b.heads * at_work <= self.cache[1].total // 2 else fed
+        m, n, split, blocks = _parameters(mapping)
+        cycles, grid = self._busiest(m, n, split, blocks)
+        macs = sum(count * rows * columns * k for count, rows, columns, k in self.shapes)
+        read, fed = Fraction(self._read(m, n)), Fraction(self._fed(m, n)) / 8
+        partial = Fraction(self._results * split * SUM_BYTES)
+        shared, _ = self.target.pad_capacity("activations", self.unit)
+        _, _, columns, k = self.shapes[0]
+        rows = max(shape[1] for shape in self.shapes)
+        left, right, _ = self.core.operand_elements(Gemm(min(m, rows), min(n, columns), -(-k // split), self.placement[1]))
+        crossing = (left * self.kernel.input(0).format.bits + right * self.kernel.input(1).format.bits) / 8 * grid
+        busy = cycles_to_fs(cycles, self.target.device.unit_clock(self.unit))
+        jobs: tuple[Job, ...] = (Job("multiply", self.unit, cycles, busy, (Move(shared, crossing, fed),), macs=macs),)
+        if split == 1:
+            jobs += (*self.main_job(read, self._written), *self.cache_job(fed, self._written), *self.vector_share(self._epilogue))
+            return Plan(mapping, ((jobs,),), (0,), self.footprint(mapping), self.setup)
+        jobs += (*self.main_job(read, Fraction(0)), *self.cache_job(fed, partial))
+        works = (Vector(self._results * split, 1), *self._epilogue)
+        reduce = (*self.main_job(Fraction(0), self._written), *self.cache_job(partial, self._written), *self.vector_share(works))
+        wait = (("reduction", self.core.split_latency),) if self.core.split_latency else ()
+        return Plan(mapping, ((jobs,), (reduce,)), (0,), self.footprint(mapping), (*self.setup, *wait))
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """`count` thread blocks of `rows` rows and `length` key blocks, with the matrix and vector cycles of one of them."""
-
-    rows: int
-    length: int
-    count: int
-    matrix: int
-    vector: int
+def _parameters(mapping: OperatorMapping) -> tuple[int, int, int, int]:
+    return mapping.integer("m"), mapping.integer("n"), mapping.integer("split"), mapping.integer("blocks")
 
 
-def _deal(kinds: list[_Kind], sms: int) -> list[tuple[list[_Kind], int]]:
-    """Waves of thread blocks, handed out in order: what runs side by side, and how many such waves follow each other."""
-    waves: list[tuple[list[_Kind], int]] = []
-    open_wave: list[_Kind] = []
-    room = sms
-    for kind in kinds:
-        count = kind.count
-        if open_wave:
-            take = min(count, room)
-            open_wave.append(replace(kind, count=take))
-            room, count = room - take, count - take
-            if not room:
-                waves.append((open_wave, 1))
-                open_wave, room = [], sms
-        if count >= sms:
-            waves.append(([replace(kind, count=sms)], count // sms))
-            count %= sms
-        if count:
-            open_wave, room = [replace(kind, count=count)], sms - count
-    if open_wave:
-        waves.append((open_wave, 1))
-    return waves
+@lru_cache
+def _tilings(rows: tuple[int, ...], columns: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Every tile, split and number of blocks side by side that the registers of an SM can be meant for."""
+    return np.array(
+        [
+            (m, n, 1 << split, 1 << blocks)
+            for m in rows
+            for n in columns
+            for split in range(6)
+            for blocks in range(3)
+            if m * n <= LARGEST_TILE and (blocks == 0 or (m * n << blocks) <= LARGEST_TILE)
+        ],
+        dtype=np.int64,
+    )
+
+
+def _rate(memory: Any, read: bool) -> float:
+    """Femtoseconds per byte."""
+    size = 1 << 60
+    return float(memory.occupied_fs(size) if read else memory.occupied_fs(0, size)) / size
 
 
 @dataclass(frozen=True)
@@ -415,4 +390,4 @@ class WaveStream(Wave):
         jobs = self.main_job(self.missing(self.kernel.reads), written)
         jobs += self.cache_job(read, written)
         jobs += self.vector_share(of_kernel(self.kernel))
-        return Plan(mapping, ((jobs,),), (0,), {}, self.setup())
+        return Plan(mapping, ((jobs,),), (0,), {}, self.setup)

@@ -71,14 +71,16 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
             return super().cycles(work)
         return int(self.tile_cycles(work.m, work.n, work.k, work.format)) + self.instruction_latency * work.closes
 
-    def tile_cycles(self, m: Any, n: Any, k: Any, number_format: str) -> Any:
-        """Cycles of one SM for the instructions of a tile, without their drain. `m`, `n`, `k` are integers or integer arrays."""
+    def tile_cycles(self, m: Any, n: Any, k: Any, number_format: str, full: bool = False) -> Any:
+        """Cycles of one SM for the instructions of a tile, without their drain; at the `full` rate or the sustained one.
+
+        `m`, `n` and `k` are integers or integer arrays."""
         rate = self.macs_per_cycle(number_format)
         if not rate:
             raise HardwareError(f"tensor core has no rate for {number_format}, only for {', '.join(self.macs)}")
         width = _bytes(number_format)
         im, inn, ik = self.instruction
-        share = self.efficiency
+        share = Fraction(1) if full else self.efficiency
         depth = _whole(k, max(1, ik * 2 // width))
         warp_rows, warp_columns = self.warps
         best: Any = None
