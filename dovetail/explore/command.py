@@ -12,6 +12,8 @@ import typer
 from dovetail.explore.errors import ExploreError
 
 if TYPE_CHECKING:
+    from dovetail.explore.spec import Spec
+    from dovetail.explore.store import Store
     from dovetail.explore.study import Study
 
 WIDEST = 12
@@ -20,18 +22,26 @@ WIDEST = 12
 
 def sweep(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml|SCRIPT.py", help="The study.")],
-    workers: Annotated[int | None, typer.Option("--workers", metavar="N", help="Processes; 0 is this one. Default: one per processor.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Processes; 0 is this one. Default: one per processor.")
+    ] = None,
     scheduler: Annotated[str | None, typer.Option("--scheduler", metavar="ADDRESS", help="Run on this Dask cluster.")] = None,
     store: Annotated[str | None, typer.Option("--store", metavar="FILE|URL", help="Default: the study's name with .sqlite.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a study that was begun; points that failed are tried again.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a study that was begun; points that failed are tried again.")
+    ] = False,
     report: Annotated[Path | None, typer.Option("--report", metavar="FILE.html", help="Write the report.")] = None,
-    compare: Annotated[Path | None, typer.Option("--compare", metavar="SPEC.yaml|SCRIPT.py", help="Another study, run and compared.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option("--compare", metavar="SPEC.yaml|SCRIPT.py", help="Another study, run and compared.")
+    ] = None,
     parquet: Annotated[Path | None, typer.Option("--parquet", metavar="FILE", help="Write the table.")] = None,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Say which parameter moves each objective most.")] = False,
     surrogate: Annotated[
         int | None, typer.Option("--surrogate", metavar="N", help="Fit a model to the points and estimate N designs that it proposes.")
     ] = None,
-    load: Annotated[list[Path] | None, typer.Option("--load", metavar="FILE.py", help="Import a file of your own first; repeatable.")] = None,
+    load: Annotated[
+        list[Path] | None, typer.Option("--load", metavar="FILE.py", help="Import a file of your own first; repeatable.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """Estimate every design of a study, or search it, and report the front."""
@@ -40,7 +50,7 @@ def sweep(
     from dovetail.explore.progress import Shown
     from dovetail.explore.sensitivity import sensitivity as effects
     from dovetail.explore.spec import read
-    from dovetail.explore.store import Store
+    from dovetail.explore.store import Store as Opened
     from dovetail.explore.words import parameters, quantity
     from dovetail.files import check_writable
     from dovetail.human import seconds
@@ -66,7 +76,7 @@ def sweep(
     place = store or f"{study_spec.exploration.name}.sqlite"
     if resume and "://" not in place and not Path(place).is_file():
         raise ExploreError(f"--resume: there is no store {place!r}; leave --resume out to begin, or name the store with --store")
-    with Store(place) as opened:
+    with Opened(place) as opened:
         if opened.migrated:
             print(f"dovetail: {opened.migrated}", file=sys.stderr)
         if resume and study_spec.exploration.name not in opened.studies():
@@ -111,7 +121,7 @@ def sweep(
             print(f"{what}: {written}", file=sys.stderr)
 
 
-def _run(spec: Any, store: Any, pool: Any, resume: bool, progress: Any, files: list[str]) -> Study:
+def _run(spec: Spec, store: Store, pool: Any, resume: bool, progress: Any, files: list[str]) -> Study:
     import time
 
     from dovetail.explore.optimise import search
@@ -119,7 +129,8 @@ def _run(spec: Any, store: Any, pool: Any, resume: bool, progress: Any, files: l
     exploration = spec.exploration
     if spec.method != "grid":
         options = {"evaluations": 100, **spec.options}
-        return search(exploration, sampler=spec.method, store=store, pool=pool, retry_failed=resume, progress=progress, files=files, **options)
+        how = {"pool": pool, "retry_failed": resume, "progress": progress, "files": files}
+        return search(exploration, sampler=spec.method, store=store, **how, **options)
     start = time.perf_counter()
     store.begin(exploration.name, exploration.digest)
     points, ran = exploration.evaluate(list(exploration.space.grid()), store, pool, progress=progress, retry_failed=resume, files=files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -148,7 +149,5 @@ def unpack_graph(data: bytes) -> Graph:
 
 def warm_up() -> None:
     """Imports what an evaluation needs, so that the first one of a process is as fast as the others."""
-    import dovetail.estimate
-    import dovetail.explore.mapping
-    import sim.fast_engine
-    import workloads.graph  # noqa: F401
+    for name in ("dovetail.estimate", "dovetail.explore.mapping", "sim.fast_engine", "workloads.graph"):
+        importlib.import_module(name)

@@ -8,13 +8,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from dovetail.explore.errors import ExploreError
@@ -31,6 +34,9 @@ LONGEST_CHUNK = 64
 AHEAD = 2
 """Chunks that a worker has at a time: one that runs, and the next."""
 
+WORKER = "DOVETAIL_WORKER"
+"""Set in the environment of worker processes."""
+
 STRIKES = 3
 """Times that a job may be on a worker that dies before it is taken to be the cause."""
 
@@ -43,14 +49,16 @@ class Pool:
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
-        if self.workers is not None and (isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 0):
+        if self.workers is not None and (type(self.workers) is not int or self.workers < 0):
             raise ExploreError(f"workers: expected a whole number of at least 0, not {self.workers!r}")
         if self.workers is not None and self.scheduler is not None:
             raise ExploreError("give either workers or a scheduler, not both: a cluster brings its own workers")
 
     @property
     def processes(self) -> int:
-        return self.workers if self.workers is not None else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if self.workers is not None:
+            return self.workers
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ordered(jobs: Sequence[Job]) -> list[Job]:
@@ -70,6 +78,10 @@ def execute(jobs: Sequence[Job], graphs: Mapping[str, bytes], pool: Pool, files:
     """The outcome of every job, in the order in which they are done."""
     if not jobs:
         return
+    if WORKER in os.environ:
+        raise ExploreError(
+            'a worker was asked to run a sweep of its own: a file that defines units may sweep only under `if __name__ == "__main__":`'
+        )
     if pool.scheduler is not None:
         yield from _on_cluster(ordered(jobs), graphs, pool.scheduler, files)
     elif min(pool.processes, len(jobs)) <= 1:
@@ -85,7 +97,7 @@ class _Chunks:
 
     def __init__(self, jobs: Sequence[Job], workers: int) -> None:
         bounds = [len(jobs) * i // workers for i in range(workers + 1)]
-        self._stretches = [deque(jobs[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+        self._stretches = [deque(jobs[a:b]) for a, b in pairwise(bounds)]
         self._alone: deque[Job] = deque()
         self._seconds_per_job = CHUNK_S
 
@@ -114,9 +126,23 @@ class _Chunks:
         return [mine.popleft() for _ in range(min(size, len(mine)))]
 
 
+@contextmanager
+def _main_left_out() -> Iterator[None]:
+    """Processes that start here do not import the user's script: nothing that they are sent refers to it, and a script without
+    `if __name__ == "__main__"` would begin its sweep again in each of them."""
+    main = sys.modules["__main__"]
+    place, spec = getattr(main, "__file__", None), main.__spec__
+    main.__file__, main.__spec__ = None, None
+    try:
+        yield
+    finally:
+        main.__file__, main.__spec__ = place, spec
+
+
 def _start_worker(parent: int) -> None:
     """Runs first in every worker: it ignores Ctrl-C, which is the parent's to handle, and ends when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ[WORKER] = "1"
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -136,6 +162,10 @@ def _on_processes(jobs: Sequence[Job], graphs: Mapping[str, bytes], workers: int
     def start() -> ProcessPoolExecutor:
         return ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
 
+    def hand(worker: int, chunk: list[Job], payload: dict[str, bytes]) -> Future[list[Outcome]]:
+        with _main_left_out():
+            return executors[worker].submit(run_chunk, chunk, payload, files)
+
     executors = [start() for _ in range(workers)]
     running: dict[Future[list[Outcome]], tuple[int, list[Job]]] = {}
 
@@ -152,10 +182,10 @@ def _on_processes(jobs: Sequence[Job], graphs: Mapping[str, bytes], workers: int
             alone.add(worker)
         payload = {job.graph: graphs[job.graph] for job in chunk}
         try:
-            future = executors[worker].submit(run_chunk, chunk, payload, files)
+            future = hand(worker, chunk, payload)
         except BrokenProcessPool:  # found out while handing it out; nothing of this chunk has run
             executors[worker] = start()
-            future = executors[worker].submit(run_chunk, chunk, payload, files)
+            future = hand(worker, chunk, payload)
         running[future] = (worker, chunk)
         return True
 
@@ -198,9 +228,11 @@ def _connect(address: str) -> Client:
     except ImportError:
         raise ExploreError("--scheduler needs dask and distributed; install them with: pip install 'dovetail[dse]'") from None
     try:
-        return DaskClient(address, timeout="20s", set_as_default=False)
+        return DaskClient(address, timeout="20s", set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, TimeoutError) as error:
-        raise ExploreError(f"scheduler {address!r}: expected the address of a running Dask scheduler such as tcp://host:8786 ({error})") from None
+        raise ExploreError(
+            f"scheduler {address!r}: expected the address of a running Dask scheduler such as tcp://host:8786 ({error})"
+        ) from None
 
 
 def _on_cluster(jobs: Sequence[Job], graphs: Mapping[str, bytes], address: str, files: Sequence[str]) -> Iterator[Outcome]:
@@ -212,9 +244,9 @@ def _on_cluster(jobs: Sequence[Job], graphs: Mapping[str, bytes], address: str, 
     try:
         addresses = list(client.scheduler_info(n_workers=-1)["workers"])
         chunks = _Chunks(jobs, max(1, len(addresses)))
-        running: dict[str, tuple[int, list[Job]]] = {}
+        running: dict[object, tuple[int, list[Job]]] = {}
         strikes: dict[str, int] = {}
-        completed: Any = as_completed()
+        completed: Any = as_completed(loop=client.loop)  # type: ignore[no-untyped-call]
 
         def submit(worker: int) -> bool:
             if not (chunk := chunks.next(worker)):
@@ -240,4 +272,4 @@ def _on_cluster(jobs: Sequence[Job], graphs: Mapping[str, bytes], address: str, 
             future.release()
             submit(worker)
     finally:
-        client.close()
+        client.close()  # type: ignore[no-untyped-call]

@@ -38,6 +38,8 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {"min": min, "max": max, "abs": abs, "round": round, "log2": math.log2, "ceil": math.ceil}
 _LARGEST_POWER = 64
+_DIGITS = 12
+"""Significant digits of a computed decimal: 24 * 1228.8 is 29491.2, not 29491.199999999997."""
 
 
 @lru_cache(maxsize=1024)
@@ -110,9 +112,9 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
             return all(results) if isinstance(op, ast.And) else any(results)
         case ast.Compare(left=left, ops=ops, comparators=rights):
             current = _value(left, values)
-            for op, right in zip(ops, rights, strict=True):
+            for comparison, right in zip(ops, rights, strict=True):
                 other = _value(right, values)
-                if type(op) not in _COMPARE or not _COMPARE[type(op)](current, other):
+                if type(comparison) not in _COMPARE or not _COMPARE[type(comparison)](current, other):
                     return False
                 current = other
             return True
@@ -145,9 +147,10 @@ def fill(text: object, values: Mapping[str, Any]) -> Any:
     if not isinstance(text, str):
         return text
     if match := _TEMPLATE.fullmatch(text.strip()):
-        return evaluate(match[1], values)
+        value = evaluate(match[1], values)
+        return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
     return _TEMPLATE.sub(lambda m: _spelled(evaluate(m[1], values)), text)
 
 
 def _spelled(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return f"{value:.{_DIGITS}g}" if isinstance(value, float) else str(value)

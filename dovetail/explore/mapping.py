@@ -123,7 +123,7 @@ class Mappings:
         check_capacity(graph, target)
         design = digest_of(timing(device, capacities=False))
         bodies = [(segment.count, kernels) for segment, kernels in fuse(graph)]
-        found = residents(bodies, target.cache[1].total if target.cache else 0)
+        found = residents(bodies, target.cache[1] if target.cache else None)
         chosen: dict[Any, OperatorMapping] = {}
         operators: list[OperatorMapping] = []
         for (_, kernels), hits in zip(bodies, found, strict=True):

@@ -52,7 +52,7 @@ class Quantity:
 
 
 def _latency_s(_: Device, runs: Sequence[Run]) -> float:
-    return sum(run.weight * run.metrics["latency_fs"] for run in runs) / FS_PER_S
+    return float(sum(run.weight * run.metrics["latency_fs"] for run in runs)) / FS_PER_S
 
 
 def _energy_j(device: Device, runs: Sequence[Run]) -> float:
@@ -66,7 +66,7 @@ def _energy_j(device: Device, runs: Sequence[Run]) -> float:
 def _tokens(device: Device, runs: Sequence[Run]) -> float:
     for run in runs:
         if run.metrics["tokens"] is None:
-            raise NotModelledError(f"tokens on {device.name} are not modelled: workload {run.label!r} is a single product, it makes no tokens")
+            raise NotModelledError(f"tokens on {device.name} are not modelled: workload {run.label!r} is a single product and makes none")
     return float(sum(run.weight * run.metrics["tokens"] for run in runs))
 
 
@@ -135,7 +135,10 @@ _QUANTITIES = (
         "throughput_per_area", "tokens/s/mm2", "maximize", f"tokens per second and square millimetre at {NODE_NM} nm",
         lambda d, r: _throughput(d, r) / _area(d, r),
     ),
-    Quantity("tokens_per_joule", "tokens/J", "maximize", "tokens per joule of switching energy", lambda d, r: _tokens(d, r) / _energy_j(d, r)),
+    Quantity(
+        "tokens_per_joule", "tokens/J", "maximize", "tokens per joule of switching energy",
+        lambda d, r: _tokens(d, r) / _energy_j(d, r),
+    ),
     Quantity(
         "throughput_per_watt", "tokens/s/W", "maximize", "tokens per second and watt of rated power",
         lambda d, r: _throughput(d, r) / _power(d, r),
@@ -214,7 +217,8 @@ def objective(given: object, labels: Sequence[str], parameters: Sequence[str]) -
     if (found := _find(given.strip(), labels)) is None:
         head, _, tail = given.rpartition(".")
         if head and (tail in QUANTITIES or tail in ALIASES):
-            raise ExploreError(f"objective {given!r}: no workload is labelled {head!r}, expected one of {', '.join(labels)}{nearest(head, labels)}")
+            known = f"expected one of {', '.join(labels)}{nearest(head, labels)}"
+            raise ExploreError(f"objective {given!r}: no workload is labelled {head!r}, {known}")
         raise ExploreError(f"unknown objective {given!r}, expected one of {', '.join(names)}{nearest(given, names)}")
     quantity, label = found
     if label and not quantity.per_run:
@@ -234,7 +238,8 @@ def _formula(given: Mapping[Any, Any], labels: Sequence[str], parameters: Sequen
             raise ExploreError(f"objective {given!r}: expected a text for {key!r}")
     direction = fields.get("direction", "minimize")
     if direction not in DIRECTIONS:
-        raise ExploreError(f"objective {fields['name']!r}: direction: expected minimize or maximize, not {direction!r}{nearest(str(direction), DIRECTIONS)}")
+        hint = nearest(str(direction), DIRECTIONS)
+        raise ExploreError(f"objective {fields['name']!r}: direction: expected minimize or maximize, not {direction!r}{hint}")
     known = [*parameters, *QUANTITIES]
     for name in sorted(expression.names(fields["formula"])):
         if name not in parameters and _find(name, labels) is None:

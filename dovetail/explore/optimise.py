@@ -32,7 +32,7 @@ BATCH = 8
 GIVE_UP = 20
 """Proposals per wanted design, all known already, after which a space counts as searched."""
 
-_VIOLATION = "dovetail_violation"
+_CONSTRAINT = "constraints of the study"
 Key = tuple[tuple[str, Any], ...]
 
 
@@ -54,7 +54,7 @@ def search(
     if sampler not in SAMPLERS:
         raise ExploreError(f"sampler {sampler!r}: unknown, expected one of {', '.join(SAMPLERS)}{nearest(sampler, SAMPLERS)}")
     for label, value in (("evaluations", evaluations), ("batch_size", BATCH if batch_size is None else batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:
             raise ExploreError(f"{label}: expected a whole number of at least 1, not {value!r}")
     if storage is not None and sampler in ("surrogate", "random"):
         raise ExploreError(f"sampler {sampler!r} keeps no Optuna study, so it cannot share one at {storage!r}; leave `storage` out")
@@ -108,7 +108,7 @@ def _with_optuna(
             storage=storage,
             study_name=exploration.name if storage else None,
             load_if_exists=True,
-            sampler=_sampler(sampler, seed, len(exploration.objectives), evaluations, bool(exploration.constraints)),
+            sampler=_sampler(sampler, seed, evaluations),
             directions=[o.direction for o in exploration.objectives],
         )
     except Exception as error:  # the storage's driver decides what it raises
@@ -122,7 +122,8 @@ def _with_optuna(
         points = estimate([_suggested(exploration.space, trial) for trial in trials])
         idle = 0 if len(found) > before else idle + len(trials)
         for trial, point in zip(trials, points, strict=True):
-            trial.set_user_attr(_VIOLATION, point.violation if point.objectives else 1.0)
+            if exploration.constraints:
+                trial.set_constraint(_CONSTRAINT, point.violation if point.objectives else 1.0)
             if point.objectives:
                 study.tell(trial, [point.objectives[o.name] for o in exploration.objectives])
             else:
@@ -140,28 +141,23 @@ def _suggested(space: Space, trial: optuna.Trial) -> Parameters:
     return space.active(chosen)
 
 
-def _violations(trial: optuna.trial.FrozenTrial) -> tuple[float]:
-    return (float(trial.user_attrs.get(_VIOLATION, 0.0)),)
-
-
-def _sampler(name: str, seed: int, objectives: int, evaluations: int, constrained: bool) -> optuna.samplers.BaseSampler:
+def _sampler(name: str, seed: int, evaluations: int) -> optuna.samplers.BaseSampler:
     import warnings
 
     import optuna
 
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    constraints = _violations if constrained else None
     match name:
         case "nsga2":
             population = max(8, min(50, evaluations // 8))
-            return optuna.samplers.NSGAIISampler(population_size=population, seed=seed, constraints_func=constraints)
+            return optuna.samplers.NSGAIISampler(population_size=population, seed=seed)
         case "gp":
             try:
-                return optuna.samplers.GPSampler(seed=seed, deterministic_objective=True, constraints_func=constraints)
+                return optuna.samplers.GPSampler(seed=seed, deterministic_objective=True)
             except ImportError as error:
                 raise ExploreError(f"sampler 'gp' needs torch and scipy: {error}") from None
         case _:
-            return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, constraints_func=constraints)
+            return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
 
 # A fitted model -------------------------------------------------------------------------------------------------------------

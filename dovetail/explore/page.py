@@ -144,7 +144,10 @@ def groups(study: Study, shown: int = 40) -> list[Group]:
     for point in study.infeasible:
         found.setdefault((point.reason, point.failed), []).append(point)
     ordered = sorted(found.items(), key=lambda item: -len(item[1]))
-    return [Group(shortened(r), tuple(parameters(p) for p in points[:shown]), max(0, len(points) - shown), failed) for (r, failed), points in ordered]
+    return [
+        Group(shortened(r), tuple(parameters(p) for p in points[:shown]), max(0, len(points) - shown), failed)
+        for (r, failed), points in ordered
+    ]
 
 
 def _effects(study: Study) -> list[Sensitivity]:

@@ -89,7 +89,8 @@ def scatter(study: Study, x: Objective, y: Objective, numbers: dict[int, int], w
         out.append(f'<line class="grid" x1="{left}" y1="{py:.1f}" x2="{width - right}" y2="{py:.1f}"/>')
         out.append(f'<text x="{left - 6}" y="{py + 4:.1f}" text-anchor="end">{escape(_fits(quantity(tick, y), left - 8))}</text>')
     arrows = {o.name: "less is better" if o.direction == "minimize" else "more is better" for o in (x, y)}
-    out.append(f'<text class="axis" x="{(left + width - right) / 2}" y="{height - 8}" text-anchor="middle">{escape(x.name)} ({arrows[x.name]})</text>')
+    middle = (left + width - right) / 2
+    out.append(f'<text class="axis" x="{middle}" y="{height - 8}" text-anchor="middle">{escape(x.name)} ({arrows[x.name]})</text>')
     out.append(
         f'<text class="axis" transform="translate(12 {(top + height - bottom) / 2}) rotate(-90)" text-anchor="middle">'
         f"{escape(y.name)} ({arrows[y.name]})</text>"
@@ -100,8 +101,8 @@ def scatter(study: Study, x: Objective, y: Objective, numbers: dict[int, int], w
     out.append(f'<polyline class="front-line" points="{steps}"/>')
     for p in ordered:
         px, py = at(p)
-        kind = "front" if id(p) in on_front else "other"
-        out.append(f'<circle class="mark {kind}" data-p="{numbers[id(p)]}" cx="{px:.1f}" cy="{py:.1f}" r="{4.5 if kind == "front" else 3}"/>')
+        kind, radius = ("front", 4.5) if id(p) in on_front else ("other", 3)
+        out.append(f'<circle class="mark {kind}" data-p="{numbers[id(p)]}" cx="{px:.1f}" cy="{py:.1f}" r="{radius}"/>')
     return "".join(out) + "</svg>"
 
 
@@ -163,7 +164,8 @@ def parallel(study: Study, numbers: dict[int, int], width: int, vertical: bool =
         low, high, name = (escape(_cut(text, most)) for text in (axis.low, axis.high, axis.name))
         if vertical:
             out.append(f'<text class="axis" x="14" y="{y1 - 8:.1f}">{name}</text>')
-            out.append(f'<text x="14" y="{y1 + 15:.1f}">{low}</text><text x="{width - 14}" y="{y1 + 15:.1f}" text-anchor="end">{high}</text>')
+            out.append(f'<text x="14" y="{y1 + 15:.1f}">{low}</text>')
+            out.append(f'<text x="{width - 14}" y="{y1 + 15:.1f}" text-anchor="end">{high}</text>')
         else:
             out.append(f'<text class="axis" x="{x1:.1f}" y="18" text-anchor="middle">{name}</text>')
             out.append(f'<text x="{x1:.1f}" y="38" text-anchor="middle">{high}</text>')

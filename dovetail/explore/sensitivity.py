@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ class Effect:
     def __str__(self) -> str:
         if not self.pairs:
             return f"{self.parameter}: no two designs differ in it alone"
+        if self.largest == 1:
+            return f"{self.parameter}: changes nothing"
         way = "" if self.rank is None else f", {'falls' if self.trend < 1 else 'rises'} with it (rank correlation {self.rank:+.2f})"
         return f"{self.parameter}: {self.step:.3g}x per step, at most {self.largest:.3g}x{way}"
 
@@ -86,7 +89,7 @@ def _effect(points: Sequence[Point], space: Space, parameter: Parameter, objecti
     changes = []
     for line in groups.values():
         order = sorted(line)
-        pairs = list(zip(order, order[1:], strict=False)) if parameter.numeric else [(a, b) for a in order for b in order if a < b]
+        pairs = list(pairwise(order)) if parameter.numeric else [(a, b) for a in order for b in order if a < b]
         changes += [line[b] - line[a] for a, b in pairs]
     sizes = [abs(c) for c in changes]
     return Effect(
@@ -103,7 +106,9 @@ def _rank_correlation(points: Sequence[Point], parameter: Parameter, objective: 
     if not parameter.numeric:
         return None
     pairs = [
-        (parameter.values.index(p.parameters[parameter.name]), p.objectives[objective.name]) for p in points if parameter.name in p.parameters
+        (parameter.values.index(p.parameters[parameter.name]), p.objectives[objective.name])
+        for p in points
+        if parameter.name in p.parameters
     ]
     if len(pairs) < 3:
         return None
@@ -134,23 +139,23 @@ def _stop(study: Study, objective: Objective, effects: Sequence[Effect]) -> str:
     values = [v for v in parameter.values if v in line]
     at = values.index(best.parameters[parameter.name])
     gains = []
-    for a, b in zip(values, values[1:], strict=False):
+    for a, b in pairwise(values):
         before, after = (objective.sign * line[v].objectives[objective.name] for v in (a, b))
         gains.append((a, b, (before - after) / abs(before) if before else 0.0))
     flat = next((a for a, _, gain in gains if 0 <= abs(gain) < STOPPED), None)
     if not parameter.numeric:
         return f"{parameter.name} moves it most; the best is {best.parameters[parameter.name]}, bound by {bound}"
     if flat is not None:
-        return f"{parameter.name} moves it most; beyond {flat} a step gains less than {percent(STOPPED)}: the bound is {_bound(line[flat], objective)}"
+        there = _bound(line[flat], objective)
+        return f"{parameter.name} moves it most; beyond {flat} a step gains less than {percent(STOPPED)}: the bound is {there}"
     edge = "the end of its range" if at in (0, len(values) - 1) else "inside its range"
     return f"{parameter.name} moves it most; the best is at {best.parameters[parameter.name]}, {edge}, bound by {bound}"
 
 
 def _bound(point: Point, objective: Objective) -> str:
     """What limits the workload that an objective is about, or the longest one."""
-    runs = [run for run in point.runs if objective.label in ("", run.workload.label)]
-    if not runs:
+    longest = point.bound_run(objective.label)
+    if longest is None:
         return "nothing that was measured"
-    longest = max(runs, key=lambda run: run.workload.weight * run.metrics["latency_fs"])
     share = longest.metrics["bound_utilization"]
     return f"{longest.metrics['bound']} ({percent(share)} of its peak, {longest.workload.label})"

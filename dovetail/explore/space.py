@@ -7,7 +7,6 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
 
 from dovetail.explore import expression
 from dovetail.explore.errors import ExploreError
@@ -36,7 +35,7 @@ class Parameter:
         if not self.values:
             raise ExploreError(f"parameter {self.name!r}: the range is empty; give it at least one value")
         for value in self.values:
-            if not isinstance(value, (int, float, str, bool)) or (isinstance(value, float) and not math.isfinite(value)):
+            if type(value) not in (int, float, str, bool) or (isinstance(value, float) and not math.isfinite(value)):
                 raise ExploreError(f"parameter {self.name!r}: expected finite numbers, text or booleans, found {value!r}")
         kinds = [(type(v) is bool, v) for v in self.values]
         if twice := [v for i, (_, v) in enumerate(kinds) if kinds[i] in kinds[:i]]:
@@ -73,7 +72,9 @@ def _magnitude(value: Value) -> float | None:
     return None
 
 
-def span(low: object, high: object, *, factor: object = None, step: object = None, count: object = None, where: str = "range") -> tuple[Value, ...]:
+def span(
+    low: object, high: object, *, factor: object = None, step: object = None, count: object = None, where: str = "range"
+) -> tuple[Value, ...]:
     """Values from `low` up to `high`, `factor` times or `step` apart, or `count` of them evenly in logarithm.
 
     Ends are numbers or quantities such as "256 KiB". Raises `ExploreError` for an empty range.

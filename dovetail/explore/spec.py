@@ -1,20 +1,20 @@
 """Studies as files: YAML for a device and settings on it, or a Python script that defines an `Exploration`.
 
-    name: array-and-sram
-    device: edge-npu                       # a name, or a file beside this one
-    parameters:
-      rows: [32, 64, 128]                  # a list
-      sram: {from: 256 KiB, to: 4 MiB, factor: 2}
-      preload: {values: [serial, hidden], when: rows > 32}
-      memories.dram.bandwidth: [51.2 GB/s, 102.4 GB/s]   # a path of the device description needs no setting
-    settings:
-      units.array.rows: "{rows}"
-      memories.weights.capacity: "{sram}"  # of a list with {...} in it, the first whose parameters exist counts
-    workloads:
-      - {workload: llama-2-7b, phase: decode, batch: 8, weights: int8, acts: int8}
-    objectives: [latency, area, {name: edap, formula: latency * energy * area}]
-    constraints: [area <= 400]
-    search: {method: nsga2, evaluations: 200, seed: 0}   # default: every point
+name: array-and-sram
+device: edge-npu                       # a name, or a file beside this one
+parameters:
+  rows: [32, 64, 128]                  # a list
+  sram: {from: 256 KiB, to: 4 MiB, factor: 2}
+  preload: {values: [serial, hidden], when: rows > 32}
+  memories.dram.bandwidth: [51.2 GB/s, 102.4 GB/s]   # a path of the device description needs no setting
+settings:
+  units.array.rows: "{rows}"
+  memories.weights.capacity: "{sram}"  # of a list with {...} in it, the first whose parameters exist counts
+workloads:
+  - {workload: llama-2-7b, phase: decode, batch: 8, weights: int8, acts: int8}
+objectives: [latency, area, {name: edap, formula: latency * energy * area}]
+constraints: [area <= 400]
+search: {method: nsga2, evaluations: 200, seed: 0}   # default: every point
 """
 
 from __future__ import annotations
@@ -181,7 +181,8 @@ class _Describe:
         for where, text in texts:
             for name in sorted(expression.template_names(text)):
                 if name not in self.names:
-                    raise ExploreError(f"{where}: unknown parameter {name!r}, expected one of {', '.join(self.names)}{nearest(name, self.names)}")
+                    known = f"expected one of {', '.join(self.names)}{nearest(name, self.names)}"
+                    raise ExploreError(f"{where}: unknown parameter {name!r}, {known}")
         used = {n for _, text in texts for n in expression.template_names(text)}
         for name in self.names:
             if name not in used and not exploration.uses(name):
@@ -232,7 +233,9 @@ def _script(path: Path) -> Spec:
         raise ExploreError(f"{path}{f':{line}' if line else ''}: {type(error).__name__}: {error}") from error
     found = getattr(module, "study", None)
     if not isinstance(found, Exploration):
-        raise ExploreError(f"{path}: expected the script to define `study`, an Exploration (dovetail.explore.Exploration.of(...)), found {found!r}")
+        raise ExploreError(
+            f"{path}: expected the script to define `study`, an Exploration (dovetail.explore.Exploration.of(...)), found {found!r}"
+        )
     try:
         method, options = _search(getattr(module, "search", {}))
     except ExploreError as error:

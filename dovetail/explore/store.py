@@ -11,8 +11,8 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,12 @@ BUSY_S = 60
 """Seconds to wait for another process that is writing."""
 
 _BATCH = 500
+_ATTEMPTS = 5
 
 _tables = sql.MetaData()
-_meta = sql.Table("dovetail_meta", _tables, sql.Column("name", sql.String(64), primary_key=True), sql.Column("value", sql.Text, nullable=False))
+_meta = sql.Table(
+    "dovetail_meta", _tables, sql.Column("name", sql.String(64), primary_key=True), sql.Column("value", sql.Text, nullable=False)
+)
 _evaluations = sql.Table(
     "dovetail_evaluations",
     _tables,
@@ -78,8 +81,12 @@ class Store:
             ) from None
         if self._sqlite:
             sql.event.listen(self._engine, "connect", _prepare)
+            sql.event.listen(self._engine, "begin", _begin)
         with self._guarded("cannot be opened"):
-            self._open()
+            try:
+                self._open()
+            except DBAPIError:  # another process may have made the tables in this moment, on a server without locks for that
+                self._open()
 
     def _check_file(self, path: Path) -> None:
         if path.is_dir():
@@ -95,12 +102,13 @@ class Store:
         with self._engine.begin() as connection:
             present = set(sql.inspect(connection).get_table_names())
             ours = set(_tables.tables)
-            if present and not present & ours and self._sqlite and not any(name.startswith("alembic") or name == "studies" for name in present):
-                raise StoreError(f"store {self.place!r}: holds other tables ({', '.join(sorted(present)[:3])}) and no study; name another file")
+            foreign = present and not present & ours and self._sqlite
+            if foreign and not {"studies", "trials"} <= present:  # Optuna's tables may share a store
+                held = ", ".join(sorted(present)[:3])
+                raise StoreError(f"store {self.place!r}: holds other tables ({held}) and no study; name another file")
             if _meta.name not in present:
                 _tables.create_all(connection, checkfirst=True)
-                with suppress(IntegrityError), connection.begin_nested():
-                    connection.execute(_meta.insert().values(name="schema", value=str(SCHEMA)))
+                connection.execute(_meta.insert().values(name="schema", value=str(SCHEMA)))
                 return
             found = int(connection.execute(sql.select(_meta.c.value).where(_meta.c.name == "schema")).scalar_one())
         if found > SCHEMA:
@@ -139,7 +147,7 @@ class Store:
         wanted = list(dict.fromkeys(keys))
         out: dict[str, Outcome] = {}
         t = _evaluations.c
-        with self._guarded("cannot be read"), self._engine.connect() as connection:
+        with self._guarded("cannot be read"), self._reading() as connection:
             for start in range(0, len(wanted), _BATCH):
                 query = sql.select(t.key, t.status, t.reason, t.metrics, t.elapsed_s).where(t.key.in_(wanted[start : start + _BATCH]))
                 for key, status, reason, metrics, elapsed in connection.execute(query):
@@ -149,7 +157,7 @@ class Store:
 
     def report(self, key: str) -> bytes:
         """The packed report of one evaluation; empty where there is none."""
-        with self._guarded("cannot be read"), self._engine.connect() as connection:
+        with self._guarded("cannot be read"), self._reading() as connection:
             found = connection.execute(sql.select(_evaluations.c.report).where(_evaluations.c.key == key)).scalar()
         return bytes(found or b"")
 
@@ -174,22 +182,26 @@ class Store:
             for o in outcomes
         ]
         t = _evaluations.c
-        with self._guarded("cannot be written"), self._engine.begin() as connection:
-            connection.execute(_evaluations.delete().where(t.key.in_([o.key for o in outcomes]), t.status == "failed"))
-            try:
-                with connection.begin_nested():
-                    connection.execute(_evaluations.insert(), rows)
-            except IntegrityError:
-                for row in rows:
-                    with suppress(IntegrityError), connection.begin_nested():
-                        connection.execute(_evaluations.insert().values(**row))
+        same = t.key.in_([o.key for o in outcomes])
+        with self._guarded("cannot be written"):
+            for attempt in range(_ATTEMPTS):
+                try:
+                    with self._engine.begin() as connection:
+                        connection.execute(_evaluations.delete().where(same, t.status == "failed"))
+                        present = set(connection.execute(sql.select(t.key).where(same)).scalars())
+                        if new := [row for row in rows if row["key"] not in present]:
+                            connection.execute(_evaluations.insert(), new)
+                    return
+                except IntegrityError:  # another machine was faster with one of them: look again
+                    if attempt == _ATTEMPTS - 1:
+                        raise
 
     def count(self, version: str | None = None) -> int:
         """Number of stored evaluations, of one model version if given."""
         query = sql.select(sql.func.count()).select_from(_evaluations)
         if version is not None:
             query = query.where(_evaluations.c.version == version)
-        with self._guarded("cannot be read"), self._engine.connect() as connection:
+        with self._guarded("cannot be read"), self._reading() as connection:
             return int(connection.execute(query).scalar_one())
 
     def remove_other_versions(self, version: str) -> int:
@@ -203,19 +215,21 @@ class Store:
         with self._guarded("cannot be written"), self._engine.begin() as connection:
             known = connection.execute(sql.select(_studies.c.digest).where(_studies.c.name == name)).scalar()
             if known is None:
-                with suppress(IntegrityError), connection.begin_nested():
-                    connection.execute(_studies.insert().values(name=name, digest=digest, created=time.time()))
+                connection.execute(_studies.insert().values(name=name, digest=digest, created=time.time()))
             elif known != digest:
                 connection.execute(_studies.update().where(_studies.c.name == name).values(digest=digest, created=time.time()))
         return known == digest
 
     def studies(self) -> list[str]:
         """Names of the studies that were begun in this store, oldest first."""
-        with self._guarded("cannot be read"), self._engine.connect() as connection:
+        with self._guarded("cannot be read"), self._reading() as connection:
             return list(connection.execute(sql.select(_studies.c.name).order_by(_studies.c.created)).scalars())
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def _reading(self) -> sql.Connection:
+        return self._engine.connect().execution_options(dovetail_reading=True)
 
     def __enter__(self) -> Store:
         return self
@@ -243,11 +257,18 @@ def _hidden(place: str) -> str:
 
 
 def _prepare(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # transactions are begun below, not by the driver
     cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_S * 1000}")
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing; a power cut may lose the last commits
-    cursor.execute(f"PRAGMA busy_timeout={BUSY_S * 1000}")
     cursor.close()
+
+
+def _begin(connection: sql.Connection) -> None:
+    """A transaction that writes takes the lock at its start: one that takes it later can be refused instead of waiting."""
+    reading = connection.get_execution_options().get("dovetail_reading", False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
 def _status(text: str) -> Status:
@@ -258,8 +279,6 @@ def _status(text: str) -> Status:
             return "infeasible"
         case _:
             return "failed"
-
-
 
 
 class Memory:

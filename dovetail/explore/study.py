@@ -49,13 +49,16 @@ class Point:
     failed: bool = False
     violation: float = 0.0
 
+    def bound_run(self, label: str = "") -> Evaluated | None:
+        """The workload labelled, or the one that takes longest."""
+        runs = [run for run in self.runs if run.metrics and label in ("", run.workload.label)]
+        return max(runs, key=lambda run: run.workload.weight * run.metrics["latency_fs"], default=None)
+
     @property
     def bound(self) -> str:
-        """What limits the workload that takes longest, with the share of its peak."""
-        if not self.runs or not self.runs[0].metrics:
-            return ""
-        longest = max(self.runs, key=lambda run: run.workload.weight * run.metrics.get("latency_fs", 0))
-        return str(longest.metrics.get("bound", ""))
+        """What limits the workload that takes longest; empty where nothing was measured."""
+        run = self.bound_run()
+        return str(run.metrics["bound"]) if run else ""
 
 
 Describe = Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]]]
@@ -139,7 +142,8 @@ class Study:
         runs = [run for run in point.runs if label in (None, run.workload.label)]
         data = self.store.report(runs[0].key) if runs and self.store is not None else b""
         if not data:
-            raise ExploreError(f"study {self.name!r}: there is no report of {point.parameters} {label or ''}: {point.reason or 'it is not stored'}")
+            why = point.reason or "it is not stored"
+            raise ExploreError(f"study {self.name!r}: there is no report of {point.parameters} {label or ''}: {why}")
         return unpacked(data, f"{self.place or 'store'}: {runs[0].key[:12]}")
 
     # Tables -----------------------------------------------------------------------------------------------------------------
@@ -183,7 +187,7 @@ class Study:
         return self.columns()
 
     def _table(self) -> Any:
-        import pyarrow as pa
+        import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 
         arrays: dict[str, Any] = {}
         for name, values in self.columns().items():
@@ -201,7 +205,7 @@ class Study:
         """Writes the table; the same points give the same bytes. Raises `OSError` when it cannot be written; nothing half-written
         stays."""
         try:
-            import pyarrow.parquet as pq
+            import pyarrow.parquet as pq  # type: ignore[import-untyped, unused-ignore]
         except ImportError:
             raise ExploreError("--parquet needs pyarrow; install it with: pip install 'dovetail[dse]'") from None
         from dovetail.files import check_writable
@@ -234,7 +238,13 @@ class Study:
             "parameters": [{"name": p.name, "values": list(p.values), "when": p.when} for p in self.space.parameters],
             "notes": list(self.notes),
             "points": [
-                {"parameters": dict(p.parameters), "objectives": dict(p.objectives), "feasible": p.feasible, "reason": p.reason, "bound": p.bound}
+                {
+                    "parameters": dict(p.parameters),
+                    "objectives": dict(p.objectives),
+                    "feasible": p.feasible,
+                    "reason": p.reason,
+                    "bound": p.bound,
+                }
                 for p in self.points
             ],
             "pareto": [index[id(p)] for p in self.pareto()],

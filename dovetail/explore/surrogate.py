@@ -156,7 +156,8 @@ class Surrogate:
             if not picked:  # nothing is predicted to extend the front: the best of the rest
                 base = []
                 continue
-            spread = picked if len(picked) <= count - len(chosen) else [picked[i * len(picked) // (count - len(chosen))] for i in range(count - len(chosen))]
+            room = count - len(chosen)
+            spread = picked if len(picked) <= room else [picked[i * len(picked) // room] for i in range(room)]
             chosen += spread
             taken = set(picked)
             left = [i for i in left if i not in taken]
@@ -167,7 +168,9 @@ class Surrogate:
         return f"surrogate of {self.points} points, error on held-out points: {'; '.join(parts)}"
 
 
-def propose_and_check(exploration: Exploration, study: Study, count: int, store: Store | Memory, seed: int = 0, **how: Any) -> tuple[Study, Surrogate]:
+def propose_and_check(
+    exploration: Exploration, study: Study, count: int, store: Store | Memory, seed: int = 0, **how: Any
+) -> tuple[Study, Surrogate]:
     """`study` with up to `count` proposals of a surrogate fitted to it, each estimated, and the surrogate."""
     known = {tuple(p.parameters.items()) for p in study.points}
     model = Surrogate.fit(study.space, study.objectives, study.points)

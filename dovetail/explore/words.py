@@ -30,8 +30,8 @@ def quantity(value: float, objective: Objective) -> str:
             return seconds(value)
         case "J":
             return joules(value)
-        case "B":
-            return decimal(value, "B")
+        case "B" | "MAC/s" as unit:
+            return decimal(value, unit)
         case "":
             return number(value)
         case unit:
@@ -62,7 +62,8 @@ def summary(study: Study) -> list[str]:
     if study.feasible:
         for objective in study.objectives:
             best = study.best(objective.name)
-            bound = f"; bound by {best.bound}" if best.bound else ""
+            run = best.bound_run(objective.label)
+            bound = f"; bound by {run.metrics['bound']}" if run else ""
             lines.append(f"best {objective.name}: {quantity(best.objectives[objective.name], objective)} at {parameters(best)}{bound}")
     if study.infeasible:
         counts: dict[str, int] = {}

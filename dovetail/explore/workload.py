@@ -41,7 +41,7 @@ class Workload:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)) or not 0 < self.weight < float("inf"):
+        if type(self.weight) not in (int, float) or not 0 < self.weight < float("inf"):
             raise ExploreError(f"workload {self.name!r}: weight: expected a number above 0, not {self.weight!r}")
 
     @property
