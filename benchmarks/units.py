@@ -23,13 +23,13 @@ class Ratio:
     source: str
 
 
-def reference(name: str) -> tuple[str, dict[str, Any], int]:
-    return "references", {"name": name}, 1
+def reference(name: str, copies: int = 1) -> tuple[str, dict[str, Any], int]:
+    return "references", {"name": name}, copies
 
 
 def lut_core(bits: int) -> tuple[str, dict[str, Any], int]:
     """The look-up core needs `bits` cycles per step where the multipliers need one: as many copies for the same rate."""
-    return "lut_tensor_core", {"rows": 2, "columns": 8}, bits
+    return "lut_tensor_core", {"rows": 2, "columns": 64}, bits
 
 
 LUT_PAPER = "LUT Tensor Core, arXiv:2408.06003, 28 nm, fp16 activations"
@@ -41,9 +41,9 @@ RATIOS = (
         "0.33",
         "a public synthesis, 45 nm: 180.88 / 545.03 um2",
     ),
-    Ratio("LUT core / MAC core, 1-bit weights", lut_core(1), reference("mac_core_2x8_w1"), "0.17 to 0.25", LUT_PAPER),
-    Ratio("LUT core / MAC core, 2-bit weights", lut_core(2), reference("mac_core_2x8_w2"), "below 1", LUT_PAPER),
-    Ratio("LUT core / MAC core, 4-bit weights", lut_core(4), reference("mac_core_2x8_w4"), "below 1", LUT_PAPER),
+    Ratio("LUT core / MAC core, 1-bit weights", lut_core(1), reference("mac_core_2x8_w1", 8), "0.17 to 0.25", LUT_PAPER),
+    Ratio("LUT core / MAC core, 2-bit weights", lut_core(2), reference("mac_core_2x8_w2", 8), "below 1", LUT_PAPER),
+    Ratio("LUT core / MAC core, 4-bit weights", lut_core(4), reference("mac_core_2x8_w4", 8), "below 1", LUT_PAPER),
     Ratio(
         "BitMoD PE / fp16 MAC PE",
         ("bitmod_pe", {"weights": "fp4"}, 1),

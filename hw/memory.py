@@ -94,7 +94,8 @@ class Dram(Memory, kind="dram"):
 
     `timing` names a command-level preset (`dovetail memory`), of which the memory has `channels`: streams, interleaved over all
     of them, reach the fraction of `bandwidth` that rows, bank groups and refresh leave with the address `mapping`, for reads and
-    for writes. The bandwidth itself is what is stated here, so that a variant may change it alone. Without it `refresh` is the fraction of time lost to refresh (tRFC / tREFI of the standard named in `source`).
+    for writes. The bandwidth itself is what is stated here, so that a variant may change it alone. Without it `refresh` is the
+    fraction of time lost to refresh (tRFC / tREFI of the standard named in `source`).
     `efficiency` is the share of that which kernels sustain, and `ramp` the time that a kernel loses until it does.
     `cold_fill` `excluded` leaves the first fill and the last write-back of an operator, which no computation can hide, out of
     the time, as published array models do; `sharing` `per_operand` gives each operand of a product its own interface of the

@@ -169,8 +169,9 @@ class WaveAttention(Wave):
         read, fed, written, partial = self._traffic(q, h, split, work.blocks)
         vector = self.target.vector_unit(self.kernel.name)
         clocks = [self.target.device.unit_clock(name) for name in (self.unit, vector)]
+        macs = work.pairs * (op["head_dim"] + op["value_dim"])
         jobs: tuple[Job, ...] = (
-            Job("q k, p v", self.unit, work.matrix, cycles_to_fs(work.matrix, clocks[0]), macs=work.pairs * (op["head_dim"] + op["value_dim"])),
+            Job("q k, p v", self.unit, work.matrix, cycles_to_fs(work.matrix, clocks[0]), macs=macs),
             Job("softmax", vector, work.vector, cycles_to_fs(work.vector, clocks[1]), operations=(SOFTMAX_OPERATIONS + 1) * work.pairs),
             Job("take turns", self.target.turns(self.unit), work.busy_fs, work.busy_fs),
             *self.main_job(read, written if split == 1 else Fraction(0)),

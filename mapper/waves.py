@@ -149,7 +149,8 @@ class WaveProduct(Wave):
         m_tile, n_tile, split = every[:, 0], every[:, 1], every[:, 2]
         useful = ((m_tile == m_tile.min()) | (m_tile < 2 * rows)) & ((n_tile == n_tile.min()) | (n_tile < 2 * n))
         useful &= (split == 1) | (k // split >= SHORTEST_SPLIT)
-        return every[useful]
+        table: np.ndarray[Any, Any] = every[useful]
+        return table
 
     def _mapping(self, row: Any) -> OperatorMapping:
         m, n, split, blocks = (int(value) for value in row)
@@ -207,12 +208,12 @@ class WaveProduct(Wave):
     def _fed(self, m: Any, n: Any) -> Any:
         """Bits that the cache delivers: every thread block reads its rows, every cluster of thread blocks its columns."""
         left, right = (self.kernel.input(i).format.bits for i in (0, 1))
-        if isinstance(m, np.ndarray):
-            left, right = float(left), float(right)
+        left_bits, right_bits = (float(left), float(right)) if isinstance(m, np.ndarray) else (left, right)
         total: Any = 0
         for count, rows, columns, k in self.shapes:
-            total = total + count * k * rows * -(-columns // n) * left
-            total = total + count * k * columns * -(-(-(-rows // m)) // self.core.cluster) * right
+            total = total + count * k * rows * -(-columns // n) * left_bits
+            clusters = -(-rows // (m * self.core.cluster))  # ceil of a ceil
+            total = total + count * k * columns * clusters * right_bits
         return total
 
     @cached_property

@@ -19,7 +19,7 @@ from dovetail.explore.words import quantity
 MOST_LINES = 1500
 """Lines of parallel coordinates; of more designs, the front and an even choice of the others are drawn."""
 
-_CHARACTER = 6.2
+_CHARACTER = 7.0
 _DECADE = 10.0
 
 
@@ -64,8 +64,9 @@ def scatter(study: Study, x: Objective, y: Objective, numbers: dict[int, int], w
     """
     points = study.feasible
     height = round(width * (0.42 if width > 500 else 0.9))
-    left, right, top, bottom = 78, 34, 14, 46
     sx, sy = (Scale.of([p.objectives[o.name] for p in points]) for o in (x, y))
+    labels = [quantity(tick, y) for tick in sy.ticks()]
+    left, right, top, bottom = 30 + _CHARACTER * max(len(label) for label in labels), 38, 14, 46
 
     def at(p: Point) -> tuple[float, float]:
         return (
@@ -84,13 +85,13 @@ def scatter(study: Study, x: Objective, y: Objective, numbers: dict[int, int], w
             centre = min(max(px, half), width - half)
             out.append(f'<text x="{centre:.1f}" y="{height - bottom + 16}" text-anchor="middle">{label}</text>')
             shown.append(centre + half + 4)
-    for tick in sy.ticks():
+    for tick, label in zip(sy.ticks(), labels, strict=True):
         py = height - bottom - sy(tick) * (height - top - bottom)
-        out.append(f'<line class="grid" x1="{left}" y1="{py:.1f}" x2="{width - right}" y2="{py:.1f}"/>')
-        out.append(f'<text x="{left - 6}" y="{py + 4:.1f}" text-anchor="end">{escape(_fits(quantity(tick, y), left - 8))}</text>')
+        out.append(f'<line class="grid" x1="{left:.1f}" y1="{py:.1f}" x2="{width - right}" y2="{py:.1f}"/>')
+        out.append(f'<text x="{left - 6:.1f}" y="{py + 4:.1f}" text-anchor="end">{escape(label)}</text>')
     arrows = {o.name: "less is better" if o.direction == "minimize" else "more is better" for o in (x, y)}
     middle = (left + width - right) / 2
-    out.append(f'<text class="axis" x="{middle}" y="{height - 8}" text-anchor="middle">{escape(x.name)} ({arrows[x.name]})</text>')
+    out.append(f'<text class="axis" x="{middle:.1f}" y="{height - 8}" text-anchor="middle">{escape(x.name)} ({arrows[x.name]})</text>')
     out.append(
         f'<text class="axis" transform="translate(12 {(top + height - bottom) / 2}) rotate(-90)" text-anchor="middle">'
         f"{escape(y.name)} ({arrows[y.name]})</text>"
@@ -119,11 +120,6 @@ def _steps(places: Sequence[tuple[float, float]], x_sign: int, y_sign: int) -> s
             out.append(f"{corner[0]:.1f},{corner[1]:.1f}")
         out.append(f"{after[0]:.1f},{after[1]:.1f}")
     return " ".join(out)
-
-
-def _fits(text: str, pixels: float) -> str:
-    """A tick label without its unit where there is no room for it."""
-    return text if len(text) * _CHARACTER <= pixels else " ".join(text.split()[:2]) if len(text.split()) > 2 else text.split()[0]
 
 
 def parallel(study: Study, numbers: dict[int, int], width: int, vertical: bool = False) -> str:
@@ -167,9 +163,10 @@ def parallel(study: Study, numbers: dict[int, int], width: int, vertical: bool =
             out.append(f'<text x="14" y="{y1 + 15:.1f}">{low}</text>')
             out.append(f'<text x="{width - 14}" y="{y1 + 15:.1f}" text-anchor="end">{high}</text>')
         else:
-            out.append(f'<text class="axis" x="{x1:.1f}" y="18" text-anchor="middle">{name}</text>')
-            out.append(f'<text x="{x1:.1f}" y="38" text-anchor="middle">{high}</text>')
-            out.append(f'<text x="{x1:.1f}" y="318" text-anchor="middle">{low}</text>')
+            for text, y, kind in ((name, 18, "axis"), (high, 38, "end"), (low, 318, "end")):
+                half = len(text) * _CHARACTER / 2
+                x = min(max(x1, half), width - half)
+                out.append(f'<text class="{kind}" x="{x:.1f}" y="{y}" text-anchor="middle">{text}</text>')
     return "".join(out) + "</svg>"
 
 

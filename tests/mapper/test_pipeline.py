@@ -42,7 +42,8 @@ def test_cold_fill_excluded_leaves_out_only_the_first_load_and_the_last_store():
 
 streams = st.recursive(
     st.lists(st.builds(tile, st.integers(0, 9), st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=3).map(tuple),
-    lambda inner: st.lists(st.one_of(st.builds(Loop, st.integers(1, 9), inner), inner.map(lambda s: s[0])), min_size=1, max_size=3).map(tuple),
+    lambda inner: st.lists(
+        st.one_of(st.builds(Loop, st.integers(1, 9), inner), inner.map(lambda s: s[0])), min_size=1, max_size=3).map(tuple),
     max_leaves=6,
 )
 
