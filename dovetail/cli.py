@@ -20,6 +20,7 @@ from dovetail.explore.command import sweep
 from dovetail.memory import memory
 from dovetail.study import study
 from dovetail.units import units
+from dovetail.validate import validate
 from dovetail.verify import verify
 from workloads.errors import nearest
 
@@ -329,6 +330,7 @@ app.command()(memory)
 app.command()(study)
 app.command()(verify)
 app.command()(units)
+app.command()(validate)
 
 
 @app.command()

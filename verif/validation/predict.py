@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from hw.device import Device
+from hw.errors import nearest
 from mapper.compile import choose_space
 from mapper.kernels import fuse
 from mapper.residency import NOTHING, Found
 from mapper.search import search
 from mapper.target import Target
+from verif.validation.errors import MeasurementError
 from verif.validation.measurement import DTYPES, Measurement
-from workloads.format import parse_format
+from workloads.format import Format, parse_format
 from workloads.graph import Graph, Operator, Segment, Tensor
 
 FS = 1e-15
+
+BEFORE = ("append", "rearrange", "maximum", "quantise", "empty")
+"""Small kernels that a framework may run before the one of interest; `empty` is a launch that moves nothing."""
 
 
 class Predictor:
@@ -53,6 +58,7 @@ class Predictor:
 def _graph(measurement: Measurement) -> Graph:
     acts, weights, result = DTYPES[measurement.dtype]
     s = measurement.shape
+    tensors: tuple[tuple[str, tuple[int, ...], str, str], ...]
     match measurement.operator:
         case "gemm":
             tensors = (("x", (s["m"], s["k"]), acts, ""), ("w", (s["k"], s["n"]), weights, "weight"), ("y", (s["m"], s["n"]), result, ""))
@@ -60,7 +66,12 @@ def _graph(measurement: Measurement) -> Graph:
         case "attention-prefill" | "attention-decode":
             rows, keys = (s["batch"], s["heads"], s["queries"], s["head_dim"]), (s["batch"], s["kv_heads"], s["keys"], s["head_dim"])
             computed = weights if acts == weights or measurement.operator == "attention-prefill" else acts
-            tensors = (("q", rows, computed, ""), ("k", keys, weights, "kv_cache"), ("v", keys, weights, "kv_cache"), ("o", rows, result, ""))
+            tensors = (
+                ("q", rows, computed, ""),
+                ("k", keys, weights, "kv_cache"),
+                ("v", keys, weights, "kv_cache"),
+                ("o", rows, result, ""),
+            )
             attributes = {name: s[name] for name in ("batch", "heads", "kv_heads", "queries", "keys", "head_dim")}
             return single("attention", {**attributes, "value_dim": s["head_dim"], "causal": 1, "window": 0}, tensors)
         case "softmax":
@@ -84,13 +95,21 @@ def _before(name: str, measurement: Measurement) -> Graph:
     """Small kernels that a framework runs before the one of interest."""
     s = measurement.shape
     acts, weights, _ = DTYPES[measurement.dtype]
+    if name == "maximum":
+        return single(
+            "reduce", {"elements": s["m"] * s["k"], "operations": 1}, [("x", (s["m"] * s["k"],), "bf16", ""), ("y", (1,), "fp32", "")]
+        )
     if name == "quantise":
         return stream(s["m"] * s["k"], 1, 2, 0, "bf16", acts)
     if name in ("append", "rearrange"):
         new = 2 * s["batch"] * s["queries"] * s["kv_heads"] * s["head_dim"]
         queries = s["batch"] * s["queries"] * s["heads"] * s["head_dim"] if name == "rearrange" else 0
         return stream(new + queries, 1, 0, 0, "bf16", weights if not queries else "bf16")
-    return stream(s["batch"], 1, 1, 0, "bf16")
+    if name == "empty":
+        return stream(1, 1, 1, 0, "bf16")
+    raise MeasurementError(
+        f"{measurement.place}: column before: unknown kernel {name!r}, expected one of {', '.join(BEFORE)}{nearest(name, BEFORE)}"
+    )
 
 
 def single(kind: str, attributes: dict[str, int], tensors: Iterable[tuple[str, tuple[int, ...], str, str]]) -> Graph:
@@ -111,13 +130,12 @@ def stream(elements: int, inputs: int, operations: int, specials: int, fmt: str,
     return single("elementwise", {"elements": elements, "operations": operations, "specials": specials}, tensors)
 
 
-def _rows(kind: str, s: object, fmt: str, weights: int) -> Graph:
-    assert hasattr(s, "__getitem__")
+def _rows(kind: str, s: Mapping[str, int], fmt: str, weights: int) -> Graph:
     rows, columns = s["rows"], s["columns"]
     scale = [("w", (weights,), fmt, "weight")] if weights else []
     return single(kind, {"rows": rows, "width": columns}, [("x", (rows, columns), fmt, ""), *scale, ("y", (rows, columns), fmt, "")])
 
 
 @lru_cache
-def _format(name: str):  # type: ignore[no-untyped-def]
+def _format(name: str) -> Format:
     return parse_format(name)

@@ -1,0 +1,113 @@
+"""Scores as one self-contained HTML page: tables, predicted against measured, and error against size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from dovetail.figures import MUTED, Picture, Shape, colours, svg
+from dovetail.files import atomic_writer
+from verif.validation import rows
+from verif.validation.hygiene import RULE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from verif.validation import Score
+
+DRAWN = 150
+"""Points of one colour in a picture, at most: evenly spaced among the rows."""
+
+Points = dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]]
+
+
+def write(score: Score, other: dict[str, int], path: Path) -> None:
+    """Writes the page. Raises `OSError` naming `path` when it cannot be written."""
+    environment = Environment(
+        loader=PackageLoader("dovetail"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["svg"] = Markup  # the pictures are our own
+    page = environment.get_template("validation.html.j2").render(
+        rule=RULE,
+        table=_joined(score),
+        baselines=list(score.baselines),
+        transferred=bool(score.transferred),
+        excluded=len(score.excluded),
+        refused=dict(score.refused),
+        other=other,
+        pictures=_pictures(score),
+    )
+    with atomic_writer(path) as file:
+        file.write(page)
+
+
+def _joined(score: Score) -> list[dict[str, Any]]:
+    """The score's rows with the halves, the baselines and the other generation beside them."""
+
+    def key(row: dict[str, object]) -> tuple[object, ...]:
+        return tuple(row[name] for name in ("device", "operator", "dtype", "size_class"))
+
+    beside = {"fitted": rows(score, half=True), "held_out": rows(score, half=False)}
+    beside |= {label: rows(score, values) for label, values in score.baselines.items()}
+    if score.transferred:
+        beside["other generation"] = rows(score, score.transferred)
+    found = {label: {key(row): row["mape"] for row in table} for label, table in beside.items()}
+    return [{**row, **{label: table.get(key(row)) for label, table in found.items()}} for row in rows(score)]
+
+
+def _pictures(score: Score) -> list[tuple[str, Picture, Picture]]:
+    out = []
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index, m in enumerate(score.measured):
+        groups.setdefault((m.device, m.operator if m.clock == "kernel" else f"{m.operator} (host)"), []).append(index)
+    for (device, operator), chosen in sorted(groups.items()):
+        points = _points(score, chosen)
+        colour = colours(points)
+        name = f"{device}-{operator}".replace(" ", "-").replace("(", "").replace(")", "")
+        legend = tuple(colour.items())
+        both = []
+        for what, draw in (("predicted against measured", _against), ("error against size", _errors)):
+            label = f"{operator} on {device}: {what}"
+            shapes = (Shape("wide", 4.4, 3.2, 7.2), Shape("narrow", 3.5, 3.0, 8.4))
+            wide, narrow = (svg(f"{name}-{what.split()[0]}", shape, label, partial(draw, points, colour)) for shape in shapes)
+            both.append(Picture(wide, narrow, legend))
+        out.append((f"{operator} on {device}", both[0], both[1]))
+    return out
+
+
+def _points(score: Score, chosen: Sequence[int]) -> Points:
+    by_dtype: dict[str, list[int]] = {}
+    for index in chosen:
+        by_dtype.setdefault(score.measured[index].dtype, []).append(index)
+    points = {}
+    for dtype, indices in by_dtype.items():
+        some = indices[:: len(indices) // DRAWN + 1]
+        measured = np.array([score.measured[i].latency_s for i in some])
+        predicted = np.array([score.predicted[i] for i in some])
+        size = np.array([score.measured[i].work[0] or score.measured[i].work[1] for i in some], dtype=float)
+        points[dtype] = (measured, predicted, size)
+    return points
+
+
+def _against(points: Points, colour: dict[str, str], axes: Axes, shape: Shape) -> None:
+    ends = [
+        float(edge(values)) for measured, predicted, _ in points.values() for values in (measured, predicted) for edge in (np.min, np.max)
+    ]
+    low, high = min(ends) * 1e6, max(ends) * 1e6
+    axes.plot([low, high], [low, high], color=MUTED, linewidth=0.8)
+    for dtype, (measured, predicted, _) in points.items():
+        axes.scatter(measured * 1e6, predicted * 1e6, s=3, color=colour[dtype], linewidths=0, alpha=0.7)
+    axes.set(xscale="log", yscale="log", xlabel="measured, us", ylabel="predicted, us")
+
+
+def _errors(points: Points, colour: dict[str, str], axes: Axes, shape: Shape) -> None:
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    for dtype, (measured, predicted, size) in points.items():
+        axes.scatter(size, np.clip(predicted / measured - 1, -1, 1) * 100, s=3, color=colour[dtype], linewidths=0, alpha=0.7)
+    axes.set(xscale="log", xlabel="operations, or bytes where there are none", ylabel="error, % (at most 100)")
