@@ -100,6 +100,7 @@ def _against(points: Points, colour: dict[str, str], axes: Axes, shape: Shape) -
         float(edge(values)) for measured, predicted, _ in points.values() for values in (measured, predicted) for edge in (np.min, np.max)
     ]
     low, high = min(ends) * 1e6, max(ends) * 1e6
+    low, high = low / 1.3, high * 1.3
     axes.plot([low, high], [low, high], color=MUTED, linewidth=0.8)
     for dtype, (measured, predicted, _) in points.items():
         axes.scatter(measured * 1e6, predicted * 1e6, s=3, color=colour[dtype], linewidths=0, alpha=0.7)

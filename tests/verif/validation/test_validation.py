@@ -1,0 +1,260 @@
+"""Validation: files are read strictly, what is not physical is left out, errors are the stated ones, protocols change predictions."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from dovetail.validate import validate
+from hw.devices import load
+from verif.validation import Measurement, evaluate, read, rows
+from verif.validation.bands import Band, band, summarise
+from verif.validation.baselines import BASELINES, fit
+from verif.validation.errors import MeasurementError
+from verif.validation.hygiene import unphysical
+from verif.validation.predict import Predictor
+from verif.validation.score import metrics, without_own_constants
+
+DATA = os.environ.get("DOVETAIL_MEASURED", "")
+HEADER = "device,operator,dtype,latency_us,m,n,k\n"
+
+
+def gemm(m, n, k, latency_s=1e-3, device="h100-sxm", dtype="bf16", **fields):
+    return Measurement(device, "gemm", dtype, {"m": m, "n": n, "k": k}, latency_s, **fields)
+
+
+def write(folder, text, name="rows.csv"):
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# Reading ------------------------------------------------------------------------------------------------------------------
+def test_our_own_rows_are_read_with_their_unit(tmp_path):
+    write(tmp_path, HEADER + "h100-sxm,gemm,bf16,12.5,16,4096,4096\n")
+    (row,), other = read(tmp_path)
+    assert (row.device, row.operator, row.dtype, dict(row.shape)) == ("h100-sxm", "gemm", "bf16", {"m": 16, "n": 4096, "k": 4096})
+    assert row.latency_s == pytest.approx(12.5e-6)
+    assert (row.clock, row.copies, other) == ("kernel", 1, {})
+
+
+def test_a_compressed_file_is_read_like_a_plain_one(tmp_path):
+    with gzip.open(tmp_path / "rows.csv.gz", "wt", encoding="utf-8") as file:
+        file.write(HEADER + "h100-sxm,gemm,bf16,12.5,16,4096,4096\n")
+    assert len(read(tmp_path)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("device,operator,latency_us,m,n,k\nh100-sxm,gemm,1,1,1,1\n", "row 1: column 'dtype' is missing, found device, operator"),
+        ("device,operator,dtype,latency,m,n,k\n", "row 1: expected one latency column with its unit .*found latency"),
+        ("device,operator,dtype,latency_us,m,n\nh100-sxm,gemm,bf16,9,1,1\n", "row 2: column 'k' is missing, which gemm needs"),
+        (HEADER + "h100-sxm,gemm,bf16,-3,1,1,1\n", "row 2: column latency_us: expected a latency above 0, found -3"),
+        (HEADER + "h100-sxm,gemm,bf16,nan,1,1,1\n", "row 2: column latency_us: expected a latency above 0, found nan"),
+        (HEADER + "h100-sxm,gemm,bf16,fast,1,1,1\n", "row 2: column latency_us: expected a number, found 'fast'"),
+        (HEADER + "h100-sxm,gemm,bf16,0.00001,1,1,1\n", "row 2: column latency_us: 1e-11 s is no latency .*is the unit right"),
+        (HEADER + "h100-sxm,gemm,bf16,9,0,1,1\n", "row 2: column m: expected at least 1, found 0"),
+        (HEADER + "h100-sxm,gemm,bf16,9,1.5,1,1\n", "row 2: column m: expected a whole number, found '1.5'"),
+        (HEADER + "h100-sxm,gemm,bf16,9,1,1,1\nh100-sx,gemm,bf16,9,1,1,1\n", "row 3: column device: unknown device .*mean `h100-sxm`"),
+        (HEADER + "h100-sxm,gemmm,bf16,9,1,1,1\n", "row 2: column operator: unknown operator 'gemmm'.*did you mean `gemm`"),
+        (HEADER + "h100-sxm,gemm,bf17,9,1,1,1\n", "row 2: column dtype: unknown dtype 'bf17'.*did you mean `bf16`"),
+        (HEADER + "h100-sxm,gemm,bf16,9,1,1\n", "row 2: expected 7 cells, found 6"),
+        ("a,b\n1,2\n", "found none"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_row_and_column(tmp_path, text, message):
+    write(tmp_path, text)
+    with pytest.raises(MeasurementError, match=message):
+        read(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_named():
+    with pytest.raises(MeasurementError, match=r"--data: nowhere: no such folder"):
+        read(Path("nowhere"))
+
+
+def test_an_unknown_kernel_before_the_one_of_interest_is_refused():
+    with pytest.raises(MeasurementError, match=r"unknown kernel 'apend'.*did you mean `append`"):
+        Predictor(load("h100-sxm")).seconds(gemm(16, 64, 64, before=("apend",)))
+
+
+# The two halves -----------------------------------------------------------------------------------------------------------
+def test_the_half_that_is_fitted_depends_on_the_shape_alone():
+    shapes = [(m, n, k) for m in (1, 16, 256) for n in (64, 128, 4096) for k in (64, 512, 8192)]
+    for shape in shapes:
+        assert len({gemm(*shape, device=d, dtype=t).fitted for d in ("a100-80g", "h100-sxm") for t in ("bf16", "fp8")}) == 1
+    share = sum(gemm(*shape).fitted for shape in shapes) / len(shapes)
+    assert 0.25 < share < 0.75
+
+
+# Hygiene ------------------------------------------------------------------------------------------------------------------
+def test_what_beats_the_data_sheet_is_not_physical():
+    device = load("h100-sxm")
+    flops = 2 * 8192**3
+    peak = 2 * 2048 * 132 * device.clock
+    assert unphysical(gemm(8192, 8192, 8192, flops / peak * 1.01), device) is None
+    assert "TFLOP/s of at most" in unphysical(gemm(8192, 8192, 8192, flops / peak * 0.99), device)
+    size = 2 * (16 * 16384 * 2 + 16384**2)  # far beyond twice the 50 MiB cache
+    assert unphysical(gemm(16, 16384, 16384, size / 3.35e12 * 1.01), device) is None
+    assert "TB/s of at most 3.35" in unphysical(gemm(16, 16384, 16384, size / 3.35e12 * 0.99), device)
+    small = 2 * (16 * 1024 * 2 + 1024**2)
+    assert unphysical(gemm(16, 1024, 1024, small / 3.35e12 * 0.5), device) is None  # it fits into the cache
+
+
+def test_a_row_that_is_not_physical_is_counted_and_not_scored():
+    score = evaluate([gemm(16, 16384, 16384, 1e-6), gemm(16, 16384, 16384, 200e-6)])
+    assert (len(score.measured), len(score.excluded)) == (1, 1)
+    assert rows(score)[0]["n"] == 1
+
+
+# Predictions --------------------------------------------------------------------------------------------------------------
+def test_a_product_bound_by_memory_takes_its_bytes_at_the_sustained_rate():
+    device = load("h100-sxm")
+    memory, cache = device.memories["hbm"], device.memories["l2"]
+    m, n, k = 16, 16384, 16384
+    read_bytes, written = 2 * (m * k + n * k), 2 * m * n
+    stream = memory.occupied_fs(read_bytes, written)
+    ramp = min(memory.ramp, memory.occupied_fs(read_bytes))
+    expected = (device.launch + cache.latency + memory.latency + ramp + stream) * 1e-15
+    assert Predictor(device).seconds(gemm(m, n, k, copies=0)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_weights_that_take_turns_are_found_only_if_all_fit():
+    predictor = Predictor(load("h100-sxm"))
+    times = [predictor.seconds(gemm(16, 4096, 1024, copies=copies)) for copies in (1, 3, 6, 0)]  # 8 MiB each, a 50 MiB cache
+    assert times[0] < times[1] < times[2] <= times[3]
+
+
+def test_kernels_that_run_before_add_at_least_a_launch_each():
+    predictor = Predictor(load("h100-sxm"))
+    plain, quantised = (predictor.seconds(gemm(16, 4096, 4096, copies=0, dtype="fp8", before=b)) for b in ((), ("maximum", "quantise")))
+    assert quantised - plain >= 2 * load("h100-sxm").launch * 1e-15
+
+
+def test_the_host_adds_its_time_only_by_its_own_clock():
+    predictor = Predictor(load("a100-80g"))
+    kernel, host = (predictor.seconds(gemm(64, 64, 64, device="a100-80g", clock=c, host_s=21e-6)) for c in ("kernel", "host"))
+    assert host - kernel == pytest.approx(21e-6)
+
+
+# Scores -------------------------------------------------------------------------------------------------------------------
+def test_metrics_are_the_stated_ones():
+    found = metrics(np.array([1.1, 0.9, 1.0, 1.4]), np.array([1.0, 1.0, 1.0, 1.0]))
+    assert found == {"mape": 0.15, "median": 0.1, "bias": 0.1, "p90": pytest.approx(0.1 + 0.7 * 0.3), "max": 0.4}
+
+
+def test_totals_cover_their_size_classes_and_the_halves_cover_the_whole():
+    measured = [gemm(m, n, 512, 1e-3) for m in (1, 64, 1024) for n in (64, 512, 4096, 16384)]
+    score = evaluate(measured)
+    table = rows(score)
+    (total,) = (row for row in table if row["size_class"] == "all")
+    assert total["n"] == sum(row["n"] for row in table if row["size_class"] != "all") == len(measured)
+    halves = [row["n"] for half in (True, False) for row in rows(score, half=half) if row["size_class"] == "all"]
+    assert sum(halves) == len(measured)
+
+
+def test_the_three_parameter_fit_recovers_the_constants_it_was_made_with():
+    device = load("h100-sxm")
+    measured = []
+    for m in (1, 16, 256, 1024, 4096):
+        for n in (256, 1024, 4096, 8192):
+            for k in (256, 1024, 4096):
+                flops, size = gemm(m, n, k).work
+                truth = max(flops / (0.6 * 2 * 2048 * 132 * device.clock), size / (0.7 * 3.35e12)) + 5e-6
+                measured.append(gemm(m, n, k, truth))
+    guess = fit(BASELINES[2], measured, device)
+    assert np.abs(guess / [m.latency_s for m in measured] - 1).mean() < 0.03
+
+
+def test_a_device_without_its_own_constants_has_those_of_the_other_generation():
+    own, other, lent = load("a100-80g"), load("h100-sxm"), without_own_constants("a100-80g")
+    assert lent.units["tensor"].count == own.units["tensor"].count
+    assert lent.memories["hbm"].bandwidth == own.memories["hbm"].bandwidth
+    assert lent.launch == other.launch != own.launch
+    assert lent.memories["hbm"].efficiency == other.memories["hbm"].efficiency != own.memories["hbm"].efficiency
+
+
+# Bands --------------------------------------------------------------------------------------------------------------------
+def test_a_band_holds_nine_of_ten_of_its_class_and_falls_back_to_a_relative():
+    measured = [gemm(m, n, k, 1e-5) for m in range(1, 40) for n in (64, 128) for k in (64, 128)]
+    score = evaluate(measured)
+    held = [(m, p) for m, p in zip(score.measured, score.predicted, strict=True) if not m.fitted]
+    classes = summarise(score, "made up")["classes"]
+    found = band(load("h100-sxm"), "gemm", "bf16", "small", classes)
+    inside = sum(found.low <= m.latency_s / p <= found.high for m, p in held) / len(held)
+    assert 0.85 <= inside <= 1
+    assert found.exact
+    sibling = band(load("h200-sxm"), "gemm", "bf16", "large", classes)
+    assert sibling == Band(found.low, found.high, sibling.basis, exact=False)
+    assert "(all sizes) on h100-sxm" in sibling.basis
+    assert band(load("edge-npu"), "gemm", "bf16", "small", classes) is None
+    assert band(load("h100-sxm"), "gemm", "w4a16", "small", classes) is None
+
+
+def test_the_shipped_bands_cover_the_products_of_the_fitted_devices():
+    for name in ("a100-80g", "h100-sxm"):
+        for size in ("small", "medium", "large"):
+            found = band(load(name), "gemm", "bf16", size)
+            assert found.exact
+            assert 0.5 < found.low < 1.1 < found.high * 1.2 < 2.5
+
+
+# The verb -----------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def run():
+    app = typer.Typer()
+    app.command()(validate)
+    return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_the_verb_prints_one_document_and_writes_a_page(tmp_path, run):
+    write(tmp_path, HEADER + "h100-sxm,gemm,bf16,12.5,16,4096,4096\nh100-sxm,gemm,bf16,0.2,16,16384,16384\n")
+    page = tmp_path / "page.html"
+    result = run("--data", tmp_path, "--json", "--report", page, "--leave-one-device-out")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert set(document["rows"][0]) == {"device", "operator", "dtype", "size_class", "n", "mape", "median", "bias", "p90", "max"}
+    assert set(document["baselines"]) == set(BASELINES)
+    assert len(document["excluded"]) == 1
+    assert document["leave_one_device_out"][0]["n"] == 1
+    assert "<svg" in page.read_text(encoding="utf-8")
+    table = run("gemm", "--data", tmp_path)
+    assert "excluded: 1 rows" in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--data: expected a folder"),
+        (["gem", "--data", "."], "unknown set 'gem'.*did you mean `gemm`"),
+        (["--data", ".", "--device", "h100"], "--device: unknown device 'h100'"),
+        (["--data", ".", "--clock", "wall"], "--clock: expected kernel, host or all"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(run, arguments, message):
+    result = run(*arguments)
+    with pytest.raises(MeasurementError, match=message):
+        raise result.exception
+
+
+# Measured data, where there is any ------------------------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA, reason="no measured data: set DOVETAIL_MEASURED to a folder of measured CSV files")
+@pytest.mark.parametrize(
+    ("device", "dtype", "most"),
+    [("h100-sxm", "bf16", 0.055), ("a100-80g", "bf16", 0.085), ("h100-sxm", "fp8", 0.15), ("a100-80g", "w8a16", 0.15)],
+)
+def test_products_on_shapes_never_fitted_stay_within_their_errors(device, dtype, most):
+    wanted = ("gemm", device, dtype, "kernel")
+    chosen = [m for m in read(Path(DATA))[0] if (m.operator, m.device, m.dtype, m.clock) == wanted and not m.fitted]
+    if not chosen:
+        pytest.skip(f"{DATA} has no {dtype} products on {device}")
+    score = evaluate(chosen[::4])
+    (total,) = (row for row in rows(score) if row["size_class"] == "all")
+    assert total["mape"] <= most
