@@ -17,17 +17,21 @@ from sim import flightllm_arithmetic as arithmetic
 from workloads.graph import Graph, Operator, Segment
 
 Integers = NDArray[np.int64]
+LAYOUT = 64
+"""Rows and columns of a block of an attention mask."""
 
 
 @dataclass
 class Golden:
     """One model with its caches. `weights` and `biases` hold one array per repetition of the layer, by the weight's name;
-    `shifts` the requantisation of products with a weight or a cache, 0 where none is given."""
+    `shifts` the requantisation of products with a weight or a cache, 0 where none is given. `masks` are the kept 64 x 64 blocks of
+    attention layers, [heads, tokens / 64, tokens / 64]; keys outside them have no weight."""
 
     graph: Graph
     weights: Mapping[str, Sequence[Integers]]
     biases: Mapping[str, Sequence[Integers]] = field(default_factory=dict)
     shifts: Mapping[str, int] = field(default_factory=dict)
+    masks: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.caches: dict[tuple[str, int], list[Integers]] = {}
@@ -112,9 +116,13 @@ class Golden:
             np.stack(self.caches[name, repetition]).reshape(-1, op["kv_heads"], op["head_dim"]) for name in (key_name, value_name)
         )
         out = []
+        position = len(keys) - 1
         for head in range(op["heads"]):
             group = head * op["kv_heads"] // op["heads"]
-            scores = arithmetic.requantise(keys[:, group] @ query[head], self.shifts.get(key_name, 0), False)
+            kept = np.ones(len(keys), np.bool_)
+            if op.name in self.masks:
+                kept = np.repeat(self.masks[op.name][head, position // LAYOUT], LAYOUT)[: len(keys)]
+            scores = arithmetic.requantise(keys[kept, group] @ query[head], self.shifts.get(key_name, 0), False)
             weights = arithmetic.softmax(scores, len(scores))
-            out.append(arithmetic.requantise(weights @ seen[:, group], self.shifts.get(value_name, 0), False))
+            out.append(arithmetic.requantise(weights @ seen[kept, group], self.shifts.get(value_name, 0), False))
         return np.concatenate(out)

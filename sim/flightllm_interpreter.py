@@ -1,4 +1,4 @@
-"""What an instruction stream computes: decode streams of small integer models, instruction by instruction.
+"""What an instruction stream computes: streams of small integer models, instruction by instruction (prefill: `flightllm_prefill`).
 
 The interpreter knows buffers, memory and the words, nothing of the model. Weights are put into memory in the order in which the
 compiler loads them. Two registers are set per token and no part of an instruction: the position, at which a store in column
@@ -22,7 +22,7 @@ from hw.units.flightllm import FlightCore
 from mapper.errors import MappingError
 from mapper.flightllm import isa
 from mapper.flightllm.compile import Compiler, Stream, core_of
-from mapper.flightllm.emit import mv_tiles
+from mapper.flightllm.emit import mm_tiles, mv_tiles
 from mapper.flightllm.isa import LD, SYS
 from mapper.flightllm.layers import Linear
 from mapper.flightllm.memory import MemoryMap, Region
@@ -32,6 +32,8 @@ from sim.flightllm import bursts, timing
 Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]
 SIDE = -1
+BLOCK = 16
+"""Rows of a matrix between layers that lie in one channel."""
 
 
 def pack(values: Integers, bits: int) -> Bytes:
@@ -86,9 +88,7 @@ class Memory:
     def put_weight(self, core: FlightCore, layer: Linear, repetition: int, matrix: Integers, counts: Integers | None) -> None:
         """A [K, N] matrix in the order of the MV loads: by group of outputs, tile of K, block column and block."""
         region, tile = self.plan[layer.weight], core.tile
-        limit = 1 << region.bits - 1
-        if matrix.min() < -limit or matrix.max() >= limit:
-            raise MappingError(f"weight {layer.weight!r}: values do not fit {region.bits} bits")
+        self._fits(layer, matrix)
         wide = core.mv_start // tile
         rows, columns = layer.k // tile, -(-layer.n // core.mv_start) * wide
         used = min(layer.n // tile, wide)
@@ -131,6 +131,55 @@ class Memory:
                         self.write(SIDE, amount.start + repetition * amount.size + count_at, numbers)
                         count_at += len(numbers)
 
+    def put_weight_columns(self, core: FlightCore, layer: Linear, repetition: int, matrix: Integers, counts: Integers | None) -> None:
+        """A [K, N] matrix in the order of the MM loads: by block column and tile of K; columns go to the channels in turn."""
+        region, tile = self.plan[layer.weight], core.tile
+        self._fits(layer, matrix)
+        grid = matrix.reshape(layer.k // tile, tile, layer.n // tile, tile)
+        kept = np.full((grid.shape[0], grid.shape[2]), tile) if counts is None else counts
+        tiles, _ = mm_tiles(core, grid.shape[0])
+        pointers = [region.start + repetition * region.size] * core.channels
+        sides = {part: self.plan.regions.get(f"{layer.weight}.{part}") for part in ("index", "counts")}
+        written = dict.fromkeys(sides, 0)
+        for column in range(grid.shape[2]):
+            channel = column % core.channels
+            for start, end in tiles:
+                pairs = [keep(grid[row, :, column], int(kept[row, column])) for row in range(start, end)]
+                codes = np.concatenate([values.reshape(-1) for values, _ in pairs]) & ((1 << region.bits) - 1)
+                indices = np.concatenate([rows.reshape(-1) for _, rows in pairs])
+                if region.index_bits:
+                    codes |= indices << region.bits
+                stored = pack(codes, region.stored)
+                self.write(channel, pointers[channel], stored)
+                pointers[channel] += len(stored)
+                parts = {"index": pack(indices, 4), "counts": kept[start:end, column].astype(np.uint8)}
+                for part, side in sides.items():
+                    if side is not None:
+                        self.write(SIDE, side.start + repetition * side.size + written[part], parts[part])
+                        written[part] += len(parts[part])
+
+    def put_matrix(self, name: str, values: Integers) -> None:
+        """[rows, width] values between layers of a prefill: blocks of 16 rows go to the channels in turn."""
+        region = self.plan[name]
+        for number, row in enumerate(values.astype(np.int8).view(np.uint8)):
+            self.write(*self._row(region, number), row)
+
+    def matrix(self, name: str, rows: int) -> Integers:
+        region = self.plan[name]
+        found = [self.read(*self._row(region, number), region.width) for number in range(rows)]
+        return np.stack(found).view(np.int8).astype(np.int64)
+
+    @staticmethod
+    def _row(region: Region, number: int) -> tuple[int, int]:
+        block, row = divmod(number, BLOCK)
+        return block % region.channels, region.start + (block // region.channels * BLOCK + row) * region.width
+
+    def _fits(self, layer: Linear, matrix: Integers) -> None:
+        bits = self.plan[layer.weight].bits
+        limit = 1 << bits - 1
+        if matrix.min() < -limit or matrix.max() >= limit:
+            raise MappingError(f"weight {layer.weight!r}: values do not fit {bits} bits")
+
     def put_bias(self, name: str, repetition: int, values: Integers) -> None:
         region = self.plan[name]
         self.write(SIDE, region.start + repetition * region.size, values.astype("<i4").view(np.uint8))
@@ -162,12 +211,15 @@ class _Loaded:
 class Interpreter:
     """Executes decode streams of one compiler on a memory.
 
-    Raises `MappingError` for streams that keep vectors on chip, whose vectors no instruction moves, and for prefill streams.
+    Raises `MappingError` for streams that keep vectors on chip, whose vectors no instruction moves, and for streams of another phase.
     """
 
+    phase = "decode"
+    product = isa.MV
+
     def __init__(self, stream: Stream, device: Device, memory: Memory) -> None:
-        if stream.phase != "decode":
-            raise MappingError(f"{stream.name}: the interpreter runs decode streams, found a {stream.phase} stream")
+        if stream.phase != self.phase:
+            raise MappingError(f"{stream.name}: this interpreter runs {self.phase} streams, found a {stream.phase} stream")
         self.core = core_of(device)
         self.stream = stream
         self.device = device
@@ -191,6 +243,9 @@ class Interpreter:
         if not 0 <= position < self.stream.context:
             raise MappingError(f"position {position} is outside the {self.stream.context} tokens that this stream serves")
         self.position = position
+        self._run(scheduled)
+
+    def _run(self, scheduled: bool) -> None:
         rows = self.table.tolist()
         order = self._worst_order() if scheduled else range(len(rows))
         for index in order:
@@ -212,14 +267,14 @@ class Interpreter:
                 self._load(index, fields)
             case isa.ST:
                 self._store(fields)
-            case isa.MV:
+            case isa.MV | isa.MM if row[0] == self.product:
                 self._multiply(int(self.layer[index]), fields)
             case isa.MISC:
                 self._misc(fields)
             case isa.SYS:
                 pass
             case _:
-                raise MappingError(f"instruction {index}: {isa.QUEUES[row[0]]} in a decode stream")
+                raise MappingError(f"instruction {index}: {isa.QUEUES[row[0]]} in a {self.phase} stream")
 
     # Memory to buffers ------------------------------------------------------------------------------------------------
     def _load(self, index: int, f: dict[str, int]) -> None:
@@ -409,7 +464,8 @@ def load_model(compiler: Compiler, stream: Stream, weights: Mapping[str, Any], b
                 continue
             for repetition in range(body.count):
                 matrix = np.asarray(weights[layer.weight][repetition], np.int64)
-                memory.put_weight(compiler.core, layer, repetition, matrix, compiler.weights[layer.weight].counts)
+                put = memory.put_weight if layer.rows == 1 else memory.put_weight_columns
+                put(compiler.core, layer, repetition, matrix, compiler.weights[layer.weight].counts)
                 name = f"{layer.weight}.bias"
                 if name in stream.memory.regions:
                     given = (biases or {}).get(layer.weight)

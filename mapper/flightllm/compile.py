@@ -245,9 +245,9 @@ class Compiler:
                 if isinstance(layer, Attention):
                     self._place_cache(memory, layer, body.count)
         carried = {old: new for body in model for old, new in self._carried(body)}
-        for name, (size, channels, pitch) in self._values(model).items():
+        for name, (size, channels, pitch, width) in self._values(model).items():
             if name not in carried:
-                memory.add(name, "value", size, channels, pitch=pitch)
+                memory.add(name, "value", size, channels, pitch=pitch, width=width)
         for old, new in carried.items():
             memory.regions[old] = replace(memory[new], name=old)
         return memory
@@ -285,9 +285,9 @@ class Compiler:
         kind = "keys" if layer.part == "scores" else "values"
         memory.add(layer.cache, kind, pitch * layer.kv_heads, core.channels, pitch=pitch, width=layer.width, shift=shift, count=count)
 
-    def _values(self, model: tuple[Body, ...]) -> dict[str, tuple[int, int, int]]:
-        """Bytes per channel, channels and pitch of every vector and matrix between layers."""
-        found: dict[str, tuple[int, int, int]] = {}
+    def _values(self, model: tuple[Body, ...]) -> dict[str, tuple[int, int, int, int]]:
+        """Bytes per channel, channels, pitch and elements of a row of every vector and matrix between layers."""
+        found: dict[str, tuple[int, int, int, int]] = {}
         for layer in (layer for body in model for layer in body.layers):
             for name, heads, rows, width in _shapes(layer):
                 if rows == 1:
@@ -296,7 +296,7 @@ class Compiler:
                     local = -(-rows // self.core.tile // self.core.channels) * self.core.tile * width
                     size, channels, pitch = heads * local, self.core.channels, local if heads > 1 else width
                 if name not in found or size > found[name][0]:
-                    found[name] = (size, channels, pitch)
+                    found[name] = (size, channels, pitch, width)
         return found
 
     def _carried(self, body: Body) -> Iterable[tuple[str, str]]:

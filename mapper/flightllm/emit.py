@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import Literal
 
 import numpy as np
@@ -340,7 +341,7 @@ class Emitter:
                     if scores:  # blocks of 16 tokens, one channel after the other; every group loads as much as the first
                         self.load("A", region, base + step * loops * core.tile * k, core.tile * k * count, slot * entry, channel)
                     else:  # 16 elements of each token
-                        loop = (count, region.pitch // -(-blocks_of(layer.width, core) // core.channels)) if count > 1 else (1, 0)
+                        loop = (count, self._lane(region)) if count > 1 else (1, 0)
                         self.load("A", region, base, core.tile * k, slot * entry, channel, loop)
                 product = self.multiply(MV, blocks, slot * entry, head * blocks, first + 2 * step, last=True)
                 self.link(self.table[-2], product)
@@ -386,7 +387,8 @@ class Emitter:
             channel, offset = self._row(number, layer.width)
             opening = self.load("global", source, offset, layer.width, bank, channel)
             if layer.operand:
-                self.load("global", self.vector(layer.operand), offset, layer.width, half + bank, channel)
+                region = self.vector(layer.operand)
+                self.load("global", region, self._row(number, region.width)[1], layer.width, half + bank, channel)
             loaded = self.table[-1]
             step = self.misc(layer.operation, layer.width // core.tile, bank, half + bank if layer.operand else 0, mask=layer.exchange)
             self.link(loaded, step)
@@ -394,7 +396,11 @@ class Emitter:
                 self.link(done[number - slots], opening)
                 self.link(stores[number - slots], step)
             target = self.memory[layer.cache] if layer.cache else result
-            store = self.store(target, 0 if layer.cache else offset, layer.width, bank, channel, column=bool(layer.cache))
+            if layer.cache and layer.rows > 1:  # the place of the row in the first head
+                channel, offset = self._row(number, target.width) if target.kind == "keys" else (0, number * core.tile)
+            elif layer.cache:
+                offset = 0
+            store = self.store(target, offset, layer.width, bank, channel, column=bool(layer.cache))
             self.link(step, store)
             done.append(step)
             stores.append(store)
@@ -419,11 +425,19 @@ class Emitter:
         copies = [operand for _, operand in layer.fused if operand]
         ring = 64 if copies else 0  # entries of the global buffer for operands
         depth = core.global_depth - ring
+        if depth < self._stored_together(layer):
+            raise CapacityError(
+                f"layer {layer.name!r}: operands take {ring} entries of the global buffer, and the {core.global_depth} leave no room for "
+                "results"
+            )
         row_blocks = layer.rows // tile
         if layer.rows % core.start_rows:
             raise MappingError(f"layer {layer.name!r}: {layer.rows} rows are not a multiple of {core.start_rows}; align the prompt")
         last: list[int] = []
         previous: list[int] | None = None
+        freed: list[list[int] | None] = []  # for each output of MM so far, the instruction that frees its place and those after it
+        combined: list[list[int]] = []  # for each output so far, the last MISC that reads its operands
+        together = self._stored_together(layer)
         for top in range(0, row_blocks, core.start_rows // tile):
             mine = range(top, min(top + core.start_rows // tile, row_blocks))
             opening = len(self.table)
@@ -433,7 +447,6 @@ class Emitter:
             if previous is not None:
                 self.link(previous, self.table[opening])
             products: list[list[int]] = []
-            freed: list[list[int]] = []  # last instruction that reads each output of MM
             pointers = [0] * core.channels
             meta_pointer = mask_pointer = 0
             for column in range(columns):
@@ -454,7 +467,7 @@ class Emitter:
                     self.load("B", region, pointers[channel], kept, bank, channel)
                     pointers[channel] += kept * weight.stored // 8
                     product = self.multiply(
-                        MM, end - start, start, bank, column % depth, last=end == blocks, linear=layer, biased=biased,
+                        MM, end - start, start, bank, len(freed) % depth, last=end == blocks, linear=layer, biased=biased,
                         bias=column * tile * 4 // core.bias_width, sparse=chosen and self.options.sparse,
                         meta=slot * (core.meta_depth // slots) if chosen else 0, mask=slot * (core.mask_depth // slots) if chosen else 0,
                     )  # fmt: skip
@@ -462,38 +475,67 @@ class Emitter:
                     if len(products) >= slots:
                         self.link(products[-slots], self.table[opening])
                     products.append(product)
-                if column >= depth:
-                    self.link(freed[column - depth], products[-1])
+                serial = len(freed)
+                if serial >= depth and (free := freed[serial - depth]) is not None:
+                    self.link(free, products[-1])
                 ready = products[-1]
                 if layer.fused:
-                    ready = self._fused_mm(layer, copies, column, mine, depth, ready)
-                stores: list[list[int]] = []
-                for block in mine:
-                    stores.append(self._block(layer, block, column))
-                self.link(ready, stores[0])
-                freed.append(ready if layer.fused else stores[-1])
-                last = stores[-1]
+                    ready = self._fused_mm(layer, copies, column, mine, depth, ready, combined)
+                freed.append(None)
+                if (column + 1) % together:
+                    continue
+                opening = len(self.table)
+                for part in range(column + 1 - together, column + 1):
+                    for block in mine:
+                        last = self._block(layer, block, part, (serial - column + part) % depth)
+                self.link(ready, self.table[opening])
+                freed[serial + 1 - together] = last
             previous = products[-1]
         return last
 
-    def _block(self, layer: Linear, row_block: int, column: int) -> list[int]:
+    def _stored_together(self, layer: Linear) -> int:
+        """How many block columns are stored at a time: values of a token lie in as many channels as a head has blocks."""
+        if not layer.cache or self.memory[layer.cache].kind == "keys":
+            return 1
+        return gcd(self.core.channels, self.memory[layer.cache].width // self.core.tile)
+
+    def _block(self, layer: Linear, row_block: int, column: int, bank: int) -> list[int]:
         """Stores a block of 16 x 16 results."""
         core, tile = self.core, self.core.tile
         if not layer.cache:
             channel, offset = self._row(row_block * tile, layer.n)
-            return self.store(self.vector(layer.result), offset + column * tile, tile**2, column % core.global_depth, channel, column=True)
+            return self.store(self.vector(layer.result), offset + column * tile, tile**2, bank, channel, column=True)
         region = self.memory[layer.cache]
-        return self.store(region, row_block * tile, tile**2, column % core.global_depth, row_block % core.channels, column=True)
+        head, inside = divmod(column, region.width // tile)
+        if region.kind == "keys":  # rows of a head's width
+            channel, offset = self._row(row_block * tile, region.width)
+            offset += inside * tile
+        else:  # one block column after the other
+            channel = inside % core.channels
+            offset = inside // core.channels * self._lane(region) + row_block * tile**2
+        return self.store(region, head * region.pitch + offset, tile**2, bank, channel, column=True)
 
-    def _fused_mm(self, layer: Linear, copies: Sequence[str], column: int, mine: range, depth: int, product: list[int]) -> list[int]:
+    def _lane(self, region: Region) -> int:
+        """Bytes between the block columns of a head's values that share a channel."""
+        return region.pitch // -(-blocks_of(region.width, self.core) // self.core.channels)
+
+    def _fused_mm(
+        self, layer: Linear, copies: Sequence[str], column: int, mine: range, depth: int, product: list[int], combined: list[list[int]]
+    ) -> list[int]:
         tile = self.core.tile
-        here = column % depth
+        serial = len(combined)
+        here = serial % depth
         arrived = []
-        slot = depth + column % (64 // max(len(copies), 1)) * len(copies)
+        places = 64 // max(len(copies), 1)
+        slot = depth + serial % places * len(copies)
         for number, name in enumerate(copies):
+            opening = len(self.table)
+            region = self.vector(name)
             for block in mine:
-                channel, offset = self._row(block * tile, layer.n)
-                self.load("global", self.vector(name), offset + column * tile, tile, slot + number, channel, (tile, layer.n))
+                channel, offset = self._row(block * tile, region.pitch)
+                self.load("global", region, offset + column * tile, tile, slot + number, channel, (tile, region.pitch))
+            if number == 0 and serial >= places:
+                self.link(combined[serial - places], self.table[opening])
             arrived.append(self.table[-1])
         count = len(mine)
         if len(layer.fused) == 3:
@@ -507,6 +549,7 @@ class Emitter:
         self.link(product, steps[0])
         for load, step in zip(arrived, steps, strict=False):
             self.link(load, step)
+        combined.append(steps[-1])
         return steps[-1]
 
     def attention_mm(self, layer: Attention) -> list[int]:
@@ -523,87 +566,121 @@ class Emitter:
         per = LAYOUT // tile
         blocks = layer.rows // tile
         last: list[int] = []
+        depth, columns = (layer.width // tile, blocks) if layer.part == "scores" else (blocks, layer.width // tile)
+        self._run = _HeadsRun(core, depth, columns)
+        if not self._run.places:
+            raise CapacityError(f"layer {layer.name!r}: {columns * tile} results per row exceed the global buffer")
         for head in range(layer.heads):
             kept = np.repeat(np.repeat(layout[head], per, axis=0), per, axis=1)[:blocks, :blocks]
-            self._products: list[list[int]] | None = None
             for top in range(0, blocks, core.start_rows // tile):
                 last = emit(layer, head, range(top, top + core.start_rows // tile), kept)
+                self._run.stored.append(last)
+            self._run.ends.append(len(self._run.products))
         return last
 
-    def _stream(
-        self, layer: Attention, head: int, columns: Sequence[int], k: int, opening: int, out: Callable[[int], int]
-    ) -> list[list[int]]:
-        """Loads of B and products for block columns of a head."""
-        core, tile = self.core, self.core.tile
+    def _stream(self, layer: Attention, head: int, columns: Sequence[int], opening: int, first_tile: bool) -> list[int]:
+        """Loads of B and products for block columns of a head; the product of column c goes to entry c of this tile's place.
+
+        Returns the last product.
+        """
+        core, tile, run = self.core, self.core.tile, self._run
         region = self.memory[layer.cache]
         base = head * layer.kv_heads // layer.heads * region.pitch
-        blocks = k // tile
-        slots = core.b_depth // (blocks * tile**2 // core.b_width)
-        if slots < 2 or blocks > core.a_depth:
+        k = run.blocks * tile
+        slots = core.b_depth // (run.blocks * tile**2 // core.b_width)
+        if slots < 2 or run.blocks > core.a_depth:
             raise CapacityError(f"layer {layer.name!r}: {k} rows of a head do not fit buffer B twice; use a shorter prompt")
-        if self._products:
-            self.link(self._products[-1], self.table[opening])
-        products: list[list[int]] = []
-        for column in columns:
-            bank = len(products) % slots * (core.b_depth // slots)
-            offset = base + (column // core.channels * tile * k if layer.part == "scores" else 0)
-            load = self.load("B", region, offset, tile * k, bank, column % core.channels)
-            if len(products) >= slots:
-                self.link(products[-slots], load)
-            product = self.multiply(MM, blocks, 0, bank, out(column), last=True)
+        if first_tile:
+            self._await(self.table[opening], run.ends[head - run.banks] - 1 if head >= run.banks else -1)
+        else:
+            self._await(self.table[opening], len(run.products) - 1)
+        for number, column in enumerate(columns):
+            serial = len(run.products)
+            bank = serial % slots * (core.b_depth // slots)
+            apart = tile * k if layer.part == "scores" else self._lane(region)
+            load = self.load("B", region, base + column // core.channels * apart, tile * k, bank, column % core.channels)
+            self._await(load, serial - slots)
+            product = self.multiply(MM, run.blocks, run.bank(head), bank, run.place + column, last=True)
             self.link(load, product)
-            products.append(product)
-        self._products = products
-        return products
+            if number == 0 and len(run.stored) >= run.places:
+                self.link(run.stored[-run.places], product)
+            run.products.append(product)
+        return run.products[-1]
+
+    def _await(self, load: list[int], index: int) -> None:
+        """A load waits for the product of this layer with an index, unless a load before it has waited for that or a later one."""
+        if index > self._run.awaited:
+            self._run.awaited = index
+            self.link(self._run.products[index], load)
 
     def _scores_mm(self, layer: Attention, head: int, mine: range, kept: NDArray[np.bool_]) -> list[int]:
-        core, tile = self.core, self.core.tile
+        tile, place = self.core.tile, self._run.place
         source, result = self.vector(layer.source), self.vector(layer.result)
         opening = len(self.table)
         for block in mine:
-            if kept[block].any():
-                channel, offset = self._row(block * tile, layer.heads * layer.width)
-                self.load("A", source, offset + head * layer.width, layer.width, 0, channel, (tile, layer.heads * layer.width))
+            channel, offset = self._row(block * tile, layer.heads * layer.width)
+            where = offset + head * layer.width
+            self.load("A", source, where, layer.width, self._run.bank(head), channel, (tile, layer.heads * layer.width))
         columns = np.flatnonzero(kept[mine.start : mine.stop].any(axis=0)).tolist()
-        products = self._stream(layer, head, columns, layer.width, opening, lambda column: column % core.global_depth)
+        product = self._stream(layer, head, columns, opening, mine.start == 0)
         last: list[int] = []
-        first = True
-        for block in mine:
-            count = int(kept[block].sum())
-            if not count:
-                continue
-            for row in range(tile):
-                step = self.misc("softmax", count, columns[0] % core.global_depth, mask=True)
-                if first:
-                    self.link(products[-1], step)
-                    first = False
-                if row == tile - 1:
-                    channel, offset = self._row(block * tile, layer.tokens)
-                    last = self.store(result, head * result.pitch + offset, count * tile**2, columns[0] % core.global_depth, channel)
-                    self.link(step, last)
+        for number, block in enumerate(mine):
+            steps = [self.misc("softmax", int(kept[block].sum()), place + columns[0], mask=True) for _ in range(tile)]
+            if number == 0:
+                self.link(product, steps[0])
+            channel, offset = self._row(block * tile, layer.tokens)
+            opening = len(self.table)
+            for start, end in runs(kept[block]):
+                where = head * result.pitch + offset + start * tile
+                last = self.store(result, where, (end - start) * tile**2, place + start, channel, column=True)
+            self.link(steps[-1], self.table[opening])
         return last
 
     def _values_mm(self, layer: Attention, head: int, mine: range, kept: NDArray[np.bool_]) -> list[int]:
-        tile = self.core.tile
+        tile, place, bank = self.core.tile, self._run.place, self._run.bank(head)
         source, result = self.vector(layer.source), self.vector(layer.result)
         opening = len(self.table)
         for block in mine:
             channel, offset = self._row(block * tile, layer.tokens)
-            missing = int((~kept[block]).sum())
-            if missing:
-                self.load("A", None, 0, missing * tile**2, 0, channel, zero=True)
+            for start, end in runs(~kept[block]):
+                self.load("A", None, 0, (end - start) * tile**2, bank + start, channel, zero=True)
             for start, end in runs(kept[block]):
                 where = head * source.pitch + offset + start * tile
-                self.load("A", source, where, (end - start) * tile, start, channel, (tile, layer.tokens))
+                self.load("A", source, where, (end - start) * tile, bank + start, channel, (tile, layer.tokens))
         columns = range(layer.width // tile)
-        products = self._stream(layer, head, columns, layer.tokens, opening, lambda column: column)
+        product = self._stream(layer, head, columns, opening, mine.start == 0)
         last: list[int] = []
         for number, block in enumerate(mine):
             channel, offset = self._row(block * tile, layer.heads * layer.width)
-            last = self.store(result, offset + head * layer.width, len(columns) * tile**2, 0, channel, column=True)
+            last = self.store(result, offset + head * layer.width, len(columns) * tile**2, place, channel, column=True)
             if number == 0:
-                self.link(products[-1], last)
+                self.link(product, last)
         return last
+
+
+class _HeadsRun:
+    """Where the tiles of an attention layer of many rows lie in the buffers, and the instructions that free them.
+
+    `blocks` of K per product, up to `columns` products per tile. Heads take `banks` places in buffer A in turn, tiles of 128
+    rows `places` in the global buffer.
+    """
+
+    def __init__(self, core: FlightCore, blocks: int, columns: int) -> None:
+        self.blocks, self.columns = blocks, columns
+        self.banks = max(core.a_depth // blocks, 1)
+        self.places = core.global_depth // columns
+        self.products: list[list[int]] = []
+        self.stored: list[list[int]] = []  # the last store of each tile
+        self.ends: list[int] = []  # the number of products up to the end of each head
+        self.awaited = -1  # the last product that a load has waited for
+
+    @property
+    def place(self) -> int:
+        """The entry of the global buffer at which the present tile starts."""
+        return len(self.stored) % self.places * self.columns
+
+    def bank(self, head: int) -> int:
+        return head % self.banks * self.blocks
 
 
 # Tiles ----------------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ class Region:
     A value takes `bits` in memory, and `index_bits` more where the index of a sparse weight stands beside it: a load of n buffer
     bytes reads n x (bits + index_bits) / 8. `shift` is the requantisation of a
     product with this region's values: its sums are divided by 2^shift. `pitch` is the distance of rows (value) or of heads (keys,
-    values), `width` the elements of a head.
+    values, and matrices of several heads), `width` the elements of a head (keys, values) or of a row (value).
     """
 
     name: str
