@@ -18,7 +18,9 @@ PATTERNS = ("stream", "random", "stride", "mixed", "chunks", "triad")
 
 def memory(
     preset: Annotated[
-        str, typer.Argument(metavar="PRESET", help="DDR4-3200, HBM2-PC, ...: a memory preset; one channel of it is simulated.")
+        str, typer.Argument(
+            metavar="PRESET", help="DDR4-3200, HBM2-PC, ..., or a YAML file with the fields of your own: one channel of it is simulated."
+        ),
     ],
     pattern: Annotated[str, typer.Option(metavar="|".join(PATTERNS), help="What is asked of it.")] = "stream",
     size: Annotated[str, typer.Option("--bytes", metavar="N", help="Bytes in all, such as 1048576 or '16 MiB'.")] = "16 MiB",
@@ -43,7 +45,7 @@ def memory(
     from hw.quantity import CAPACITY, parse
     from sim.dram import simulate
 
-    chosen = dram.preset(preset)
+    chosen = dram.preset_file(preset) if preset.endswith((".yaml", ".yml")) else dram.preset(preset)
     if refresh not in ("on", "off"):
         raise HardwareError(f"--refresh: expected on or off, not {refresh!r}{nearest(refresh, ('on', 'off'))}")
     if picture is not None:

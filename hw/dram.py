@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from math import log2
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -466,6 +467,30 @@ def preset(name: str) -> DramPreset:
     if found is None:
         raise HardwareError(f"unknown memory preset {name!r}, expected one of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
     return found
+
+
+def preset_file(path: str | Path) -> DramPreset:
+    """The preset that a YAML file describes, field by field; `like: NAME` takes what it leaves out from a known one.
+
+    Raises `HardwareError` with every mistake, each placed in the file.
+    """
+    import yaml
+
+    try:
+        fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise HardwareError(f"{path}: cannot be read ({error.strerror if isinstance(error, OSError) else 'not text'})") from None
+    except yaml.YAMLError as error:
+        raise HardwareError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
+        raise HardwareError(f"{path}: expected the fields of a memory preset, such as `like: HBM2-PC` and `n_rfc: 350`")
+    like = fields.pop("like", None)
+    try:
+        own = {"name": Path(path).stem, "source": f"as {like}, changed by {Path(path).name}"}
+        known = {} if like is None else {**dict(preset(str(like))), **own}
+        return DramPreset(**{**known, **fields})
+    except HardwareError as error:
+        raise error.within(str(path)) from None
 
 
 # --- contiguous streams ---------------------------------------------------------------------------------------------

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal
+from math import ceil
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema, model_validator
 
 from hw.errors import HardwareError, nearest
 from hw.part import Part
 from hw.quantity import FS_PER_S, Bandwidth, Capacity, Count, Duration, Energy, transfer_fs
+
+if TYPE_CHECKING:
+    from hw.channels import Channels
 
 MEMORIES: dict[str, type[Memory]] = {}
 """Every memory class by its kind."""
@@ -71,13 +75,26 @@ class Memory(Part):
         """Bytes over all instances."""
         return self.capacity * self.count
 
-    def occupied_fs(self, read: Fraction | int, written: Fraction | int = 0) -> int:
-        """Femtoseconds that reading and writing so many bytes occupies the memory, latency excluded."""
+    @property
+    def turn_fs(self) -> int:
+        """Femtoseconds that the memory idles when it turns from reads to writes and back once."""
+        return 0
+
+    def occupied_fs(self, read: Fraction | int, written: Fraction | int = 0, pieces: Pieces | None = None) -> int:
+        """Femtoseconds that reading and writing so many bytes occupies the memory, latency excluded. `pieces`: how they lie there,
+        if not in one run."""
         return transfer_fs(read + written, self.bandwidth)
 
     def least_fs(self, size: Fraction | int) -> int:
         """Femtoseconds that moving `size` bytes occupies it at least, whatever part of them is written."""
         return self.occupied_fs(size)
+
+
+class Pieces(NamedTuple):
+    """Contiguous pieces of `size` bytes, each `pitch` bytes behind the one before, as the rows of a tile of a matrix lie."""
+
+    size: Fraction | int
+    pitch: Fraction | int
 
 
 @lru_cache
@@ -89,12 +106,39 @@ def _stream_fractions(timing: str, mapping: str) -> tuple[Fraction, Fraction]:
     return stream_fraction(known, mapping), stream_fraction(known, mapping, write=True)
 
 
+@lru_cache
+def _best_fraction(timing: str, mapping: str) -> Fraction:
+    """The largest fraction of the peak that streams or pieces reach."""
+    from hw.dram import SCATTERED
+
+    return max(*_stream_fractions(timing, mapping), *(Fraction(str(rate)) for rate in SCATTERED[timing][mapping]))
+
+
+@lru_cache
+def _channels(timing: str, channels: int | None, mapping: str, bandwidth: int) -> Channels:
+    from hw.channels import Channels
+    from hw.dram import preset
+
+    known = preset(timing)
+    return Channels(preset=known, channels=channels or max(1, round(bandwidth / known.peak)), mapping=mapping)
+
+
+@lru_cache(maxsize=4096)
+def _pieces_fraction(timing: str, channels: int, mapping: str, size: int, write: bool) -> Fraction:
+    """The fraction of the peak that pieces of `size` bytes at places of their own reach, refresh included."""
+    from hw.dram import preset, scattered_cost
+
+    known = preset(timing)
+    return Fraction(size * FS_PER_S) / (known.peak * channels * scattered_cost(known, channels, size, mapping, write=write))
+
+
 class Dram(Memory, kind="dram"):
     """Main memory behind a shared interface.
 
-    `timing` names a command-level preset (`dovetail memory`), of which the memory has `channels`: streams, interleaved over all
-    of them, reach the fraction of `bandwidth` that rows, bank groups and refresh leave with the address `mapping`, for reads and
-    for writes. The bandwidth itself is what is stated here, so that a variant may change it alone. Without it `refresh` is the
+    `timing` names a command-level preset (`dovetail memory`), of which the memory has `channels` (as many as its bandwidth needs,
+    if not stated): streams, interleaved over all of them, reach the fraction of `bandwidth` that rows, bank groups and refresh leave
+    with the address `mapping`, for reads and for writes; pieces that share no open rows reach less, and turning the bus around
+    takes its time. The bandwidth itself is what is stated here, so that a variant may change it alone. Without it `refresh` is the
     fraction of time lost to refresh (tRFC / tREFI of the standard named in `source`).
     `efficiency` is the share of that which kernels sustain, and `ramp` the time that a kernel loses until it does.
     `cold_fill` `excluded` leaves the first fill and the last write-back of an operator, which no computation can hide, out of
@@ -131,18 +175,39 @@ class Dram(Memory, kind="dram"):
             return f"{f'{self.channels} x ' if self.channels else ''}{self.timing}, {self.mapping}"
         return "stated bandwidth less refresh" if self.refresh else super().model
 
-    def _fractions(self) -> tuple[Fraction, Fraction]:
-        """Fractions of the bandwidth that reads and writes reach."""
-        if self.timing:
-            return _stream_fractions(self.timing, self.mapping)
-        return 1 - self.refresh, 1 - self.refresh
+    @property
+    def service(self) -> Channels | None:
+        """Its channels, for a memory with a timing preset."""
+        return _channels(self.timing, self.channels, self.mapping, self.bandwidth) if self.timing else None
 
-    def occupied_fs(self, read: Fraction | int, written: Fraction | int = 0) -> int:
-        reads, writes = (fraction * self.efficiency for fraction in self._fractions())
-        return _scaled_fs(read, reads, self.bandwidth) + _scaled_fs(written, writes, self.bandwidth)
+    def fraction(self, pieces: Pieces | None = None, *, write: bool = False) -> Fraction:
+        """The share of its bandwidth that transfers reach: long streams, or `pieces`.
+
+        Pieces whose pitch is shorter than the rows that are open at a time share these rows: what is read of one set of rows
+        counts as one piece at a place of its own.
+        """
+        if not self.timing:
+            return (1 - self.refresh) * self.efficiency
+        stream = _stream_fractions(self.timing, self.mapping)[write]
+        service = self.service
+        if pieces is None or pieces.size >= pieces.pitch or service is None:
+            return stream * self.efficiency
+        run = ceil(pieces.size * max(1, service.row_set // pieces.pitch))
+        found = _pieces_fraction(self.timing, service.channels, self.mapping, max(1, run), write)
+        return min(found, stream if self.mapping == "interleaved" else _best_fraction(self.timing, self.mapping)) * self.efficiency
+
+    @property
+    def turn_fs(self) -> int:
+        service = self.service
+        return sum(service.turns_fs) if service else 0
+
+    def occupied_fs(self, read: Fraction | int, written: Fraction | int = 0, pieces: Pieces | None = None) -> int:
+        cost = _scaled_fs(read, self.fraction(pieces), self.bandwidth) if read else 0
+        return cost + (_scaled_fs(written, self.fraction(pieces, write=True), self.bandwidth) if written else 0)
 
     def least_fs(self, size: Fraction | int) -> int:
-        return _scaled_fs(size, max(self._fractions()), self.bandwidth)
+        best = _best_fraction(self.timing, self.mapping) if self.timing else 1 - self.refresh
+        return _scaled_fs(size, best, self.bandwidth)
 
 
 def _scaled_fs(size: Fraction | int, fraction: Fraction, bandwidth: int) -> int:
@@ -180,7 +245,7 @@ class Cache(Memory, kind="cache"):
             return Fraction(distance <= self.total)
         return max(Fraction(0), 1 - Fraction(distance, max(1, self.window)))
 
-    def occupied_fs(self, read: Fraction | int, written: Fraction | int = 0) -> int:
+    def occupied_fs(self, read: Fraction | int, written: Fraction | int = 0, pieces: Pieces | None = None) -> int:
         return _scaled_fs(read + written, self.efficiency, self.bandwidth)
 
 

@@ -1,4 +1,4 @@
-"""DRAM in time: a pattern through one channel (`simulate`), and a memory that serves a device's transfers (`DramService`).
+"""DRAM in time: a pattern of requests through one channel.
 
 Mode `burst` issues every command (`sim.dram_burst`). Mode `chunk` is for bulk: a contiguous chunk is one service in closed
 form (`hw.dram.stream_cost`); scattered requests run through the burst engine until the rate is steady, and the rest of the
@@ -22,7 +22,6 @@ from hw.dram import (
     Mapping,
     idle_latency_fs,
     refresh_loss,
-    scattered_cost,
     stream_cost,
     stream_fraction,
 )
@@ -404,104 +403,4 @@ def load_latency(
     return curve
 
 
-class DramService:
-    """The main memory of a device: transfers in order of arrival, each interleaved over all `channels`.
-
-    One transfer is one service. Carried from one to the next: when the data buses are free, which way they last moved data and
-    which rows they have open. A transfer that arrives while the memory is busy hides its first access behind the one before;
-    one that finds it idle pays for opening the row. A transfer that goes on where the last one ended costs the stream rate,
-    one elsewhere that of a chunk at a random place. Ending times are a deterministic function of
-    the calls so far. `mode` `chunk` is the only one: a device's transfers are bulk.
-    """
-
-    def __init__(
-        self, preset: DramPreset, channels: int, mapping: str = "interleaved", *, refresh: bool = True, mode: str = "chunk"
-    ) -> None:
-        if mode != "chunk":
-            raise HardwareError(f"a memory service works on chunks; mode {mode!r} is for `simulate`")
-        stream_cost(preset, channels, 0, mapping, refresh)  # refuses what it cannot cost
-        self.preset, self.channels, self.mapping, self.refresh = preset, channels, mapping, refresh
-        tick = preset.tick_fs
-        lead = preset.n_bl * preset.clock_fs
-        self._first = {
-            False: idle_latency_fs(preset, "closed", preset.burst_bytes) - lead,
-            True: (preset.gap_ticks(preset.n_rcd_wr, "act", "column") + preset.n_cwl * preset.ticks_per_clock) * tick,
-        }
-        self._again = {False: preset.n_cl * preset.clock_fs, True: preset.n_cwl * preset.clock_fs}
-        # idle data bus between the last beat of one direction and the first of the other
-        read_to_write = preset.n_rtw + preset.n_cwl - preset.n_cl - preset.n_bl
-        write_to_read = preset.n_wtr_s + preset.n_cl
-        self._turn = {True: max(0, read_to_write) * preset.clock_fs, False: write_to_read * preset.clock_fs}
-        spread = preset.bank_groups * preset.pseudo_channels if mapping == "interleaved" else 1
-        self._spread = spread * channels
-        self._row_set = spread * channels * preset.row_bytes
-        self._costs: dict[tuple[int, bool, bool], int] = {}
-        self._free = 0
-        self._wrote: bool | None = None
-        self._open = -1
-        self._next = 0
-        self.bytes_read = 0
-        self.bytes_written = 0
-        self.activates = 0
-        self.busy_fs = 0
-
-    @property
-    def peak(self) -> Fraction:
-        """Bytes per second of all channels."""
-        return self.preset.peak * self.channels
-
-    @property
-    def capacity(self) -> int:
-        return self.preset.capacity * self.channels
-
-    def transfer(self, now_fs: int, size_bytes: int, *, write: bool, address: int | None = None) -> int:
-        """Femtosecond at which the last byte of a transfer that arrives at `now_fs` is through.
-
-        Without `address` the transfer goes on where the one before ended. Calls come in order of arrival.
-        Raises `HardwareError` for no bytes, a negative time, or an address beyond the memory.
-        """
-        if size_bytes < 1 or now_fs < 0:
-            raise HardwareError(f"expected at least one byte and no negative time, found {size_bytes} B at {now_fs} fs")
-        if address is None:
-            address = self._next if self._next + size_bytes <= self.capacity else 0
-        if not 0 <= address <= self.capacity - size_bytes:
-            raise HardwareError(
-                f"{size_bytes} B at address {address:#x} lie beyond the {self.capacity} B of {self.channels} x {self.preset.name}"
-            )
-        last = address + size_bytes - 1
-        sets = range(address // self._row_set, last // self._row_set + 1)
-        opened = len(sets) - (1 if sets[0] == self._open else 0)
-        touched = min(self._spread, -(-(size_bytes + address % REQUEST_BYTES) // REQUEST_BYTES)) if self.mapping == "interleaved" else 1
-        self.activates += opened * touched
-        # a chunk that opens its own rows costs more than one that goes on in those of the chunk before
-        busy = self._cost(size_bytes, write, contiguous=address == self._next or not opened)
-        latency = self._first[write] if opened else self._again[write]
-        turn = self._turn[write] if self._wrote is not None and self._wrote != write else 0
-        end = max(now_fs + latency, self._free + turn) + busy
-        self.busy_fs += busy
-        self._free, self._wrote, self._open, self._next = end, write, sets[-1], last + 1
-        if write:
-            self.bytes_written += size_bytes
-        else:
-            self.bytes_read += size_bytes
-        return end
-
-    def _cost(self, size_bytes: int, write: bool, *, contiguous: bool) -> int:
-        key = (size_bytes, write, contiguous)
-        if key not in self._costs:
-            cost = stream_cost if contiguous else scattered_cost
-            self._costs[key] = cost(self.preset, self.channels, size_bytes, self.mapping, self.refresh, write=write)
-        return self._costs[key]
-
-    def energy_parts(self, time_s: float) -> dict[str, float | None]:
-        """Joules so far by command and location, with standby over `time_s`; empty where the preset gives no energy."""
-        burst = self.preset.burst_bytes
-        reads, writes = -(-self.bytes_read // burst), -(-self.bytes_written // burst)
-        parts = energy_parts(self.preset.energy, burst, self.activates, reads, writes, 0, time_s * self.channels)
-        if parts and self.preset.energy is not None and self.preset.energy.refresh_pj is not None and self.refresh:
-            count = int(time_s * 1e15 // (self.preset.n_refi * self.preset.clock_fs)) * self.channels
-            parts["refresh"] = count * self.preset.energy.refresh_pj * 1e-12
-        return parts
-
-
-__all__ = ["DramService", "Latency", "MemoryResult", "Served", "load_latency", "serve", "simulate"]
+__all__ = ["Latency", "MemoryResult", "Served", "load_latency", "serve", "simulate"]

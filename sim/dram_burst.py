@@ -29,6 +29,10 @@ REASONS = (
 )  # fmt: skip
 (W_BUS, W_CCDL, W_CCDR, W_RCD, W_WTR, W_RTW, W_RRD, W_FAW, W_RC, W_RP, W_RTP, W_WR, W_REF, W_CMD, W_QUEUE, W_ARRIVE) = range(len(REASONS))
 
+AGE_BITS = 40
+"""Bits of a burst's number in a sorting key; above them is a time of less than 2^22 ticks from now."""
+AGE_MASK = (1 << AGE_BITS) - 1
+
 # Indices into the configuration, all in ticks.
 (
     C_PCS, C_RANKS, C_GROUPS, C_BANKS, C_EDGE, C_DUAL, C_LACT, C_LPRE, C_LCOL, C_LREF,
@@ -114,22 +118,40 @@ def decode(burst: int, fields: Ints, ranks: int, groups: int, banks: int) -> tup
 
 
 @njit(cache=True, nogil=True)
-def enlist(waiting: Ints, count: Ints, place: Ints, mode: int, is_open: bool, bank: int) -> None:
-    """Adds a bank to the banks with requests of `mode`: lists 2 * mode (closed banks) and 2 * mode + 1 (open ones)."""
+def enlist(waiting: Ints, count: Ints, place: Ints, age: Ints, mode: int, is_open: bool, bank: int) -> None:
+    """Adds a bank to the banks with requests of `mode`: lists 2 * mode (closed banks) and 2 * mode + 1 (open ones).
+
+    Closed banks stand in the order of their oldest request, whose number `age` gives: it stays until the bank is opened.
+    """
     k = 2 * mode + (1 if is_open else 0)
-    place[mode, bank] = count[k]
-    waiting[k, count[k]] = bank
+    at = count[k]
     count[k] += 1
+    if not is_open:
+        while at > 0 and age[mode, waiting[k, at - 1]] > age[mode, bank]:
+            moved = waiting[k, at - 1]
+            waiting[k, at] = moved
+            place[mode, moved] = at
+            at -= 1
+    waiting[k, at] = bank
+    place[mode, bank] = at
 
 
 @njit(cache=True, nogil=True)
 def unlist(waiting: Ints, count: Ints, place: Ints, mode: int, is_open: bool, bank: int) -> None:
-    """Takes a bank out again; the last of the list takes its place."""
+    """Takes a bank out again. Among closed banks the order stays; among open ones the last takes its place."""
     k = 2 * mode + (1 if is_open else 0)
     count[k] -= 1
-    moved = waiting[k, count[k]]
-    waiting[k, place[mode, bank]] = moved
-    place[mode, moved] = place[mode, bank]
+    at = place[mode, bank]
+    if is_open:
+        moved = waiting[k, count[k]]
+        waiting[k, at] = moved
+        place[mode, moved] = at
+    else:
+        while at < count[k]:
+            moved = waiting[k, at + 1]
+            waiting[k, at] = moved
+            place[mode, moved] = at
+            at += 1
     place[mode, bank] = -1
 
 
@@ -208,6 +230,7 @@ def run(
     busy = np.zeros((4, n_banks), np.int64)  # banks with requests: reads of closed and open banks, writes of closed and open ones
     busy_at = np.full((2, n_banks), -1, np.int64)
     n_busy = np.zeros(4, np.int64)
+    age = np.zeros((2, n_banks), np.int64)
     count = np.zeros(2, np.int64)
     active = np.full(n_banks, -1, np.int64)  # the access an activate was made for
     active_w = np.zeros(n_banks, np.int64)
@@ -219,6 +242,9 @@ def run(
     lost = np.zeros(len(REASONS), np.int64)
     n_requests = addresses.shape[0]
     n_bursts = n_requests * per_request
+    per_shift = 0
+    while 1 << per_shift < per_request:
+        per_shift += 1
     open_loop = arrivals.shape[0] > 0
     recording = record.shape[0]
     recorded = 0
@@ -231,7 +257,7 @@ def run(
     ref_pending = 0  # refreshes still to issue
     ref_pc = 0  # pseudo channel of the refresh at the head
     m = 0
-    head_m, hit_m = head[m], hit[m]
+    head_m, hit_m, age_m = head[m], hit[m], age[m]
     t_col_m, g_col_m, r_col_m = t_col[m], g_col[m], r_col[m]
     common_act = np.zeros(pcs, np.int64)
     common_pre = np.zeros(pcs, np.int64)
@@ -245,14 +271,14 @@ def run(
         # requests enter their queues
         blocked = False
         while nxt < n_bursts:
-            req = nxt // per_request
+            req = nxt >> per_shift
             w = 1 if writes[req] else 0
             if open_loop and arrivals[req] > now:
                 break
             if count[w] >= depth:
                 blocked = True
                 break
-            part = nxt - req * per_request
+            part = nxt - (req << per_shift)
             if part == 0:
                 latency[req] = arrivals[req] if open_loop else now
             n_free -= 1
@@ -269,7 +295,8 @@ def run(
                 s_next[tail[w, b]] = s
             else:
                 head[w, b] = s
-                enlist(busy, n_busy, busy_at, w, open_row[b] >= 0, b)
+                age[w, b] = nxt
+                enlist(busy, n_busy, busy_at, age, w, open_row[b] >= 0, b)
             tail[w, b] = s
             if hit[w, b] < 0 and open_row[b] == row:
                 hit[w, b] = s
@@ -281,7 +308,7 @@ def run(
         # reads first; writes drain from the high to the low watermark, or while there is no read
         if (m == 0 and (count[1] >= high or count[0] == 0)) or (m == 1 and count[1] <= low and count[0] > 0):
             m = 1 - m
-            head_m, hit_m = head[m], hit[m]
+            head_m, hit_m, age_m = head[m], hit[m], age[m]
             t_col_m, g_col_m, r_col_m = t_col[m], g_col[m], r_col[m]
 
         base_row = max(now, row_free)
@@ -296,6 +323,8 @@ def run(
         col_seq = far
         col_s = -1
         col_active = False
+        # a time and the number of a burst in one integer, so that the earliest and then the oldest is the least
+        col_key = far
         for i in range(n_active):
             b = act_list[i]
             s = active[b]
@@ -303,11 +332,14 @@ def run(
             t = max(base_col, t_col[w, b], g_col[w, bank_group[b]], r_col[w, bank_rank[b]])
             if edge > 1:
                 t += t & 1
-            if t < col_t or (t == col_t and s_seq[s] < col_seq):
-                col_t = t
-                col_seq = s_seq[s]
+            key = ((t - now) << AGE_BITS) | s_seq[s]
+            if key < col_key:
+                col_key = key
                 col_s = s
-                col_active = True
+        if col_key < far:
+            col_t = now + (col_key >> AGE_BITS)
+            col_seq = col_key & AGE_MASK
+            col_active = True
         row_t = far
         row_seq = far
         row_b = -1
@@ -338,10 +370,9 @@ def run(
             for p in range(pcs):
                 common_act[p] = max(base_rise, p_act[p], faw_at[p, faw_i[p]] + faw) if pending_act2 < 0 else far
                 common_pre[p] = max(base_row, p_pre[p])
-            closed = busy[2 * m]
-            opened = busy[2 * m + 1]
+            row_key = far
             for i in range(n_busy[2 * m + 1]):
-                b = opened[i]
+                b = busy[2 * m + 1, i]
                 h = head_m[b]
                 s = hit_m[b]
                 if s >= 0:
@@ -355,32 +386,40 @@ def run(
                             col_seq = s_seq[s]
                             col_s = s
                             col_active = False
-                if h != s and active[b] < 0:
-                    t = max(common_pre[bank_pc[b]], t_pre[b])
-                    if t < row_t or (t == row_t and s_seq[h] < row_seq):
-                        row_t = t
-                        row_seq = s_seq[h]
-                        row_b = b
-                        row_cmd = PRE
+                t = max(common_pre[bank_pc[b]], t_pre[b])
+                key = ((t - now) << AGE_BITS) | s_seq[h]
+                if h == s or active[b] >= 0:
+                    key = far
+                if key < row_key:
+                    row_key = key
+                    row_b = b
+            if row_key < far:
+                row_t = now + (row_key >> AGE_BITS)
+                row_seq = row_key & AGE_MASK
+                row_cmd = PRE
             # no activate can come before the earliest that the pseudo channels allow
             soonest = common_act[0]
             for p in range(1, pcs):
                 soonest = min(soonest, common_act[p])
-            limit = row_t if dual else min(row_t, col_t)
+            limit = min(row_t, col_t)
             if soonest <= limit and soonest < far:
+                if edge > 1:
+                    soonest += soonest & 1
                 for i in range(n_busy[2 * m]):
-                    b = closed[i]
+                    b = busy[2 * m, i]
                     t = max(common_act[bank_pc[b]], t_act[b])
                     if t <= row_t:
                         t = max(t, g_act[bank_group[b]])
                         if edge > 1:
                             t += t & 1
-                        h = head_m[b]
-                        if t < row_t or (t == row_t and s_seq[h] < row_seq):
+                        seq = age_m[b]
+                        if t < row_t or (t == row_t and seq < row_seq):
                             row_t = t
-                            row_seq = s_seq[h]
+                            row_seq = seq
                             row_b = b
                             row_cmd = ACT
+                        if t == soonest:
+                            break  # the banks behind it are younger
         # one bus for all commands: the earlier one, at equal times an opened access, then a refresh, then the older request
         first = dual or col_active or (ref_pending == 0 and col_seq < row_seq)
         take_col = col_t < row_t or (col_t == row_t and first)
@@ -408,8 +447,8 @@ def run(
                 continue
         # something new may come first
         event = next_ref
-        if open_loop and nxt < n_bursts and not blocked and arrivals[nxt // per_request] < event:
-            event = arrivals[nxt // per_request]
+        if open_loop and nxt < n_bursts and not blocked and arrivals[nxt >> per_shift] < event:
+            event = arrivals[nxt >> per_shift]
         if event <= t and event > now:
             now = event
             continue
@@ -587,7 +626,7 @@ def run(
             for q in range(2):
                 if busy_at[q, b] >= 0:
                     unlist(busy, n_busy, busy_at, q, False, b)
-                    enlist(busy, n_busy, busy_at, q, True, b)
+                    enlist(busy, n_busy, busy_at, age, q, True, b)
             # the oldest request of the bank owns the opened row; it leaves the queue
             after = s_next[s]
             head[m, b] = after
@@ -629,7 +668,8 @@ def run(
             for q in range(2):
                 if busy_at[q, b] >= 0:
                     unlist(busy, n_busy, busy_at, q, True, b)
-                    enlist(busy, n_busy, busy_at, q, False, b)
+                    age[q, b] = s_seq[head[q, b]]
+                    enlist(busy, n_busy, busy_at, age, q, False, b)
             open_row[b] = -1
             open_count[p] -= 1
             hit[0, b] = -1
@@ -652,7 +692,8 @@ def run(
                     for q in range(2):
                         if open_row[b] >= 0 and busy_at[q, b] >= 0:
                             unlist(busy, n_busy, busy_at, q, True, b)
-                            enlist(busy, n_busy, busy_at, q, False, b)
+                            age[q, b] = s_seq[head[q, b]]
+                            enlist(busy, n_busy, busy_at, age, q, False, b)
                     open_row[b] = -1
                     hit[0, b] = -1
                     hit[1, b] = -1

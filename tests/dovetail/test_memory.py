@@ -67,3 +67,42 @@ def test_the_load_latency_curve_is_drawn_on_request(suffix: str, tmp_path: Path,
 def test_a_mistake_is_answered_in_words(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(HardwareError, match=message):
         run(*arguments)
+
+
+def test_a_preset_of_ones_own_is_a_file_beside_a_known_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "denser.yaml"
+    path.write_text("like: HBM2-PC\nn_rfc: 350\n", encoding="utf-8")
+    fractions = []
+    for preset in ("HBM2-PC", str(path)):
+        run(preset, "--bytes", "4 MiB", "--json")
+        fractions.append(json.loads(capsys.readouterr().out)["fraction"])
+    # the refresh takes 350 - 260 of 3900 clocks more
+    assert fractions[0] - fractions[1] == pytest.approx(90 / 3900, rel=0.05)
+    run(str(path), "--bytes", "64 KiB")
+    assert "as HBM2-PC, changed by denser.yaml" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "like: HBM2-PC\nn_rc: 30\nrows: 3000\n",
+            r"denser.yaml: rows: expected a power of two, found 3000.*\n.*denser.yaml: n_rc: expected at least",
+        ),
+        ("like: HBM2-P\n", "denser.yaml: unknown memory preset 'HBM2-P'.*did you mean `HBM2-PC`"),
+        ("like: HBM2-PC\nn_rcf: 3\n", "denser.yaml: n_rcf: unknown field; did you mean `n_rc"),
+        ("bus_bits: 64\n", "denser.yaml: name: missing field"),
+        ("- 1\n", "expected the fields of a memory preset"),
+        ("a: [\n", "not YAML"),
+    ],
+)
+def test_a_preset_file_with_mistakes_is_refused_with_all_of_them(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "denser.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(HardwareError, match=message):
+        run(str(path))
+
+
+def test_a_preset_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HardwareError, match=r"none.yaml: cannot be read"):
+        run(str(tmp_path / "none.yaml"))

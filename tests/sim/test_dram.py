@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hw.channels import Channels
 from hw.dram import (
     PRESETS,
     SCATTER_SIZES,
@@ -26,9 +27,10 @@ from hw.dram import (
     stream_cost,
 )
 from hw.errors import HardwareError
-from sim.dram import DramService, load_latency, serve, simulate
+from sim.dram import load_latency, serve, simulate
 from sim.dram_burst import ACT, ACT2, CAS, PRE, PREAB, RD, REF, WR
 from sim.patterns import Requests, requests, same_bank_stride
+from sim.services import DramService
 
 NAMES = list(PRESETS)
 presets = pytest.mark.parametrize("preset", PRESETS.values(), ids=NAMES)
@@ -352,7 +354,7 @@ def test_the_table_of_stream_rates_is_the_steady_state_of_the_burst_engine(prese
 
 @presets
 def test_back_to_back_transfers_stream_at_the_closed_form(preset: DramPreset) -> None:
-    service = DramService(preset, 8)
+    service = DramService(Channels(preset=preset, channels=8))
     size, end = 1 << 20, 0
     for _ in range(16):
         end = service.transfer(0, size, write=False)
@@ -364,18 +366,18 @@ def test_back_to_back_transfers_stream_at_the_closed_form(preset: DramPreset) ->
 
 def test_a_transfer_that_finds_the_memory_idle_waits_for_its_row() -> None:
     preset = PRESETS["HBM2-PC"]
-    service = DramService(preset, 4)
+    service = DramService(Channels(preset=preset, channels=4))
     size = 4 * 64
     end = service.transfer(10**9, size, write=False)
     first = idle_latency_fs(preset, "closed", 32) - preset.n_bl * preset.clock_fs
-    assert end == 10**9 + first + stream_cost(preset, 4, size)
+    assert end == 10**9 + first + scattered_cost(preset, 4, size)
     again = service.transfer(2 * 10**9, size, write=False)  # the next bytes of the rows just opened
     assert again == 2 * 10**9 + preset.n_cl * preset.clock_fs + stream_cost(preset, 4, size)
 
 
 def test_turning_the_bus_around_costs_time() -> None:
     preset = PRESETS["DDR4-3200"]
-    one_way, both_ways = DramService(preset, 2), DramService(preset, 2)
+    one_way, both_ways = DramService(Channels(preset=preset, channels=2)), DramService(Channels(preset=preset, channels=2))
     for i in range(20):
         straight = one_way.transfer(0, 4096, write=False, address=0)
         turning = both_ways.transfer(0, 4096, write=i % 2 == 1, address=0)
@@ -391,7 +393,7 @@ def test_scattered_transfers_take_the_time_of_the_burst_engine(preset: DramPrese
     count = max(64, min(4000, (1 << 21) // chunk_bytes))
     wanted = requests(preset, "chunks", count * chunk_bytes, chunk_bytes=chunk_bytes, seed=9)
     exact = serve(preset, wanted).end_ticks * preset.tick_fs
-    service = DramService(preset, 1)
+    service = DramService(Channels(preset=preset, channels=1))
     for address in wanted.addresses[:: chunk_bytes // 64].tolist():
         end = service.transfer(0, chunk_bytes, write=False, address=address)
     # Between the tabulated sizes the rate is interpolated. On DDR5-4800 it jumps from 0.61 at 512 B, one burst in each of
@@ -427,7 +429,7 @@ def test_a_later_call_never_changes_an_earlier_answer() -> None:
     calls = [(i * 40_000, 64 << (i * 7 % 9), i % 3 == 0) for i in range(200)]
     ends = []
     for length in (50, 200):
-        service = DramService(PRESETS["HBM3-6.4-PC"], 16)
+        service = DramService(Channels(preset="HBM3-6.4-PC", channels=16))
         ends.append([service.transfer(now, size, write=write) for now, size, write in calls[:length]])
     assert ends[0] == ends[1][:50]
     assert all(end > now for end, (now, _, _) in zip(ends[1], calls, strict=True))
@@ -481,13 +483,13 @@ def test_addresses_beyond_the_channel_are_refused() -> None:
         serve(preset, reads(preset.capacity))
     with pytest.raises(HardwareError, match="no request"):
         serve(preset, reads())
-    service = DramService(preset, 2)
+    service = DramService(Channels(preset=preset, channels=2))
     with pytest.raises(HardwareError, match="lie beyond the 1073741824 B of 2 x HBM2-PC"):
         service.transfer(0, 64, write=False, address=1 << 30)
     with pytest.raises(HardwareError, match="at least one byte"):
         service.transfer(0, 0, write=False)
-    with pytest.raises(HardwareError, match="at least one channel"):
-        DramService(preset, 0)
+    with pytest.raises(HardwareError, match=r"channels: .*greater than or equal to 1, found 0"):
+        DramService(Channels(preset=preset, channels=0))
 
 
 def test_results_compare_and_print_their_keys() -> None:
