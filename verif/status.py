@@ -54,7 +54,7 @@ def faces(kind: str) -> dict[str, Any]:
     cls, outcome, origin = UNITS[kind], verified(kind), provenance(kind)
     built = bool(cls.samples())
     return {
-        "name": kind,
+        "name": cls.title,
         "cost": cls.cycles is not Unit.cycles,
         "golden": cls.golden is not Unit.golden,
         "vectors": origin["device"] if origin else None,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data
 
 from hw.number import FLOATS
 from hw.rtl.float import Operation, add, multiply, round_pack, signal, unpack
 from hw.rtl.lmul import lmul
+from hw.rtl.lut_tensor_core import ENTRIES, ENTRY_BITS, table
 from hw.rtl.stream import Pipeline, StreamUnit, total
+
+HALF, WIDE = FLOATS["fp16"], FLOATS["fp32"]
 
 
 class MacCore(StreamUnit):
@@ -41,24 +44,111 @@ class MacCore(StreamUnit):
         return m
 
 
-class Fp16Mac(StreamUnit):
-    """One fp16 product per cycle, exact, added to an fp32 sum."""
+def exact_product(m: Module, a: Any, b: Any) -> Signal:
+    """The fp32 product of two finite fp16 codes."""
+    x, y = unpack(m, a, HALF), unpack(m, b, HALF)
+    exponent = x.exponent + y.exponent - 2 * (HALF.bias + HALF.fraction)
+    return round_pack(m, WIDE, x.sign ^ y.sign, signal(m, x.significand * y.significand), signal(m, exponent))
 
-    def __init__(self) -> None:
-        super().__init__(data.StructLayout({"a": 16, "b": 16, "closes": 1}), 32)
+
+def accumulate32(m: Module, flow: Pipeline, unit: StreamUnit, term: Any, closes: Any) -> None:
+    """A running fp32 sum, offered after a word with `closes`."""
+    opening, held = Signal(init=1), Signal(32)
+    m.d.comb += unit.result.payload.eq(held)
+    flow.update(opening.eq(closes), held.eq(Mux(opening, term, add(m, WIDE, held, term))))
+    flow.emit(closes)
+
+
+class Fp16Mac(StreamUnit):
+    """`lanes` fp16 products per cycle, exact, added to an fp32 sum."""
+
+    def __init__(self, lanes: int = 1) -> None:
+        self.lanes = lanes
+        vector = data.ArrayLayout(16, lanes)
+        super().__init__(data.StructLayout({"a": vector, "b": vector, "closes": 1}), 32)
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        flow, wide, half = Pipeline(m, self), FLOATS["fp32"], FLOATS["fp16"]
+        flow = Pipeline(m, self)
         word = self.operands.payload
-        x, y = unpack(m, word.a, half), unpack(m, word.b, half)
-        exponent = x.exponent + y.exponent - 2 * (half.bias + half.fraction)
-        product = round_pack(m, wide, x.sign ^ y.sign, signal(m, x.significand * y.significand), signal(m, exponent))
-        closes, term = flow.register(word.closes, product)
-        opening, held = Signal(init=1), Signal(32)
-        m.d.comb += self.result.payload.eq(held)
-        flow.update(opening.eq(closes), held.eq(Mux(opening, term, add(m, wide, held, term))))
-        flow.emit(closes)
+        closes, *terms = flow.register(word.closes, *(exact_product(m, word.a[i], word.b[i]) for i in range(self.lanes)))
+        while len(terms) > 1:
+            terms = [add(m, WIDE, terms[i], terms[i + 1]) if i + 1 < len(terms) else terms[i] for i in range(0, len(terms), 2)]
+        accumulate32(m, flow, self, terms[0], closes)
+        return m
+
+
+class LookupTable(StreamUnit):
+    """The sums of one row's four activations, as integers of the unit or as fp16 numbers; shared by all columns of a core."""
+
+    def __init__(self, fp16: bool) -> None:
+        self.fp16 = fp16
+        super().__init__(data.ArrayLayout(16 if fp16 else signed(8), 4), data.ArrayLayout(16 if fp16 else signed(ENTRY_BITS), ENTRIES))
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        flow = Pipeline(m, self)
+        acts = [self.operands.payload[j] for j in range(4)]
+        if not self.fp16:
+            entries = [Signal(signed(ENTRY_BITS), name=f"entry_{p}") for p in range(ENTRIES)]
+            m.d.comb += [entry.eq(sum_) for entry, sum_ in zip(entries, table(acts), strict=True)]
+            flow.emit(1, Cat(*entries))
+            return m
+        a, b, c, d = (Value.cast(act) for act in acts)
+
+        def negative(code: Any) -> Value:
+            return Cat(code[:15], ~code[15])
+
+        near = [add(m, HALF, negative(b), negative(a)), add(m, HALF, b, negative(a))]
+        like, unlike = add(m, HALF, c, d), add(m, HALF, d, negative(c))
+        far = [negative(like), negative(unlike), unlike, like]  # the signs of c (low bit) and of d
+        flow.emit(1, Cat(*(add(m, HALF, near[p & 1], far[p >> 1]) for p in range(ENTRIES))))
+        return m
+
+
+class LookupElement(StreamUnit):
+    """One multiplexer of a look-up core: an entry with its sign, shifted by the bit plane, added to a running sum.
+
+    Of integers of `entry_bits` in 32 bits, or of fp16 entries in fp32, where a shift adds to the exponent. The table comes in
+    from outside, as in a core that shares it.
+    """
+
+    def __init__(self, entry_bits: int, fp16: bool) -> None:
+        self.entry_bits, self.fp16 = entry_bits, fp16
+        word = {"entries": data.ArrayLayout(entry_bits, ENTRIES), "index": 3, "sign": 1, "plane": 2, "closes": 1}
+        super().__init__(data.StructLayout(word), 32)
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        flow = Pipeline(m, self)
+        word = self.operands.payload
+        # as in the unit: the weights' bits are kept for a cycle, the table is where it is
+        plane, closes, index, sign = flow.register(word.plane, word.closes, word.index, word.sign)
+        entry = signal(m, Array([word.entries[p] for p in range(ENTRIES)])[index], "entry")
+        if not self.fp16:
+            value = entry.as_signed()
+            flow.accumulate([Mux(sign, -value, value) << plane], closes)
+            return m
+        x = unpack(m, entry, HALF)
+        exponent = signal(m, Cat(x.exponent, 0).as_signed() + plane - (HALF.bias + HALF.fraction))
+        accumulate32(m, flow, self, round_pack(m, WIDE, x.sign ^ sign, x.significand, exponent), closes)
+        return m
+
+
+class Int8Dot(StreamUnit):
+    """`lanes` int8 products per cycle, added to a 32-bit sum: one element of an int8 core."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        vector = data.ArrayLayout(signed(8), lanes)
+        super().__init__(data.StructLayout({"a": vector, "b": vector, "closes": 1}), signed(32))
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        flow = Pipeline(m, self)
+        word = self.operands.payload
+        closes, step = flow.register(word.closes, total(word.a[i] * word.b[i] for i in range(self.lanes)))
+        flow.accumulate([step], closes)
         return m
 
 
@@ -73,7 +163,11 @@ def references() -> dict[str, Any]:
         "mac_core_2x8_w2": MacCore(2, 8, 2),
         "mac_core_2x8_w4": MacCore(2, 8, 4),
         "fp16_mac": Fp16Mac(),
+        "fp16_dot4": Fp16Mac(4),
+        "int8_dot4": Int8Dot(4),
+        "lookup_table_int": LookupTable(fp16=False),
+        "lookup_table_fp16": LookupTable(fp16=True),
+        "lookup_element_int": LookupElement(ENTRY_BITS, fp16=False),
+        "lookup_element_int8": LookupElement(8, fp16=False),
+        "lookup_element_fp16": LookupElement(16, fp16=True),
     }
-
-
-__all__ = ["Fp16Mac", "MacCore", "references"]

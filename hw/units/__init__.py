@@ -5,12 +5,15 @@ from hw.units.bitmod_pe import BitmodPe
 from hw.units.block_dot import BfpDot, MxDot
 from hw.units.csd_chain import CsdChain
 from hw.units.dequant_stream import DequantStream
+from hw.units.dot_array import DotArray
 from hw.units.flightllm import FlightCore
 from hw.units.huffman_decode import HuffmanDecode
 from hw.units.lmul import Lmul, LmulDot8
 from hw.units.lut_tensor_core import LutTensorCore
 from hw.units.olive_mac import OliveMac
+from hw.units.pim import AimUnit, AttAccUnit, BankUnit, HbmPimUnit, NeuPimsUnit
 from hw.units.softmax_stream import SoftmaxStream
+from hw.units.sram_pim_slice import SramPimSlice
 from hw.units.systolic import Systolic
 from hw.units.tensor_core import TensorCore
 from hw.units.ternary_row import TernaryRow
@@ -18,19 +21,26 @@ from hw.units.vector import VectorUnit
 from hw.units.wht import Wht128
 
 __all__ = [
+    "AimUnit",
+    "AttAccUnit",
     "BankMac",
+    "BankUnit",
     "BfpDot",
     "BitmodPe",
     "CsdChain",
     "DequantStream",
+    "DotArray",
     "FlightCore",
+    "HbmPimUnit",
     "HuffmanDecode",
     "Lmul",
     "LmulDot8",
     "LutTensorCore",
     "MxDot",
+    "NeuPimsUnit",
     "OliveMac",
     "SoftmaxStream",
+    "SramPimSlice",
     "Systolic",
     "TensorCore",
     "TernaryRow",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hw.bits import Array, pack, unpack
-from hw.gemm import gemm, shapes
+from hw.gemm import every_pair, gemm, shapes
 from hw.number import FLOATS
 from hw.quantity import Count
 from hw.unit import Unit
@@ -171,6 +171,15 @@ class BitmodPe(Unit, kind="bitmod_pe", executes={"gemm"}):
             groups = len(self._groups(k))
             weights = rng.integers(0, 1 << WIDTH[self.weights], (k, n))
             yield Case(Gemm(m, n, k, "fp16"), (acts, weights, rng.integers(0, 4, (groups, n)), rng.integers(0, 256, (groups, n))))
+
+    def whole_space(self) -> Iterator[Case]:
+        """Every weight code with every special value, in each lane, times one and times the largest activation."""
+        count = 1 << WIDTH[self.weights]
+        for activation in (0x3C00, 0x7BFF):
+            codes = every_pair(1, count, LANES)[1]
+            weights, select = np.tile(codes, 4), np.repeat(np.arange(4), count)[None]
+            acts = np.full((1, LANES), activation)
+            yield Case(Gemm(1, 4 * count, LANES, "fp16"), (acts, weights, select, np.ones_like(select)))
 
     @classmethod
     def samples(cls) -> tuple[BitmodPe, ...]:

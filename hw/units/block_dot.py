@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from hw.bits import Array, pack, unpack
-from hw.gemm import dot_words, gemm, shapes
+from hw.gemm import dot_words, every_pair, gemm, shapes
 from hw.number import FLOATS
 from hw.quantity import Count
 from hw.unit import Unit
@@ -145,6 +145,14 @@ class _BlockDot(Unit):
                     drawn = np.where(self.element.undefined(drawn), 0, drawn)
                 operands += [drawn, rng.integers(low, high, scales)]
             yield Case(Gemm(m, n, k, name), tuple(operands))
+
+    def whole_space(self) -> Iterator[Case]:
+        """Every pair of element codes of up to 8 bits, in each lane, under scales of one."""
+        count = 1 << self.element.width
+        if self.element.width <= 8:
+            ones = np.full((count, 1), SCALE_BIAS)
+            left, right = every_pair(count, count, self.block_size)
+            yield Case(Gemm(count, count, self.block_size, next(iter(self.formats()))), (left, ones, right, ones.T))
 
     def rtl(self) -> Any:
         from hw.rtl.block_dot import BlockDotRtl

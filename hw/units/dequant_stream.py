@@ -69,6 +69,13 @@ class DequantStream(Unit, kind="dequant_stream"):
                 scales = FLOATS["bf16"].encode(rng.normal(size=groups))
             yield Case(Vector(size), (rng.integers(0, 1 << self.bits, size), scales))
 
+    def whole_space(self) -> Iterator[Case]:
+        """Every code with every scale of 8 bits; of bf16 scales there are too many."""
+        if self.target == "int8":
+            each = ceil((1 << self.bits) / self.group)  # groups that hold all codes
+            codes = np.tile(np.arange(each * self.group) % (1 << self.bits), 1 << self.scale_bits)
+            yield Case(Vector(len(codes)), (codes, np.repeat(np.arange(1 << self.scale_bits), each)))
+
     @classmethod
     def samples(cls) -> tuple[DequantStream, ...]:
         small = {"group": 12, "lanes": 4}

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hw.bits import Array, pack, unpack
-from hw.gemm import dot_words, gemm, shapes, vector
+from hw.gemm import dot_words, every_pair, gemm, shapes, vector
 from hw.number import FLOATS, Float
 from hw.quantity import Count
 from hw.unit import Unit
@@ -88,6 +88,13 @@ class Lmul(Unit, kind="lmul"):
             wild = number % 3 > 0
             yield Case(Vector(size), (codes(rng, self.form, (size,), wild=wild), codes(rng, self.form, (size,), wild=wild)))
 
+    def whole_space(self) -> Iterator[Case]:
+        """Every pair of 8-bit codes, rotated so that each lane meets all of them."""
+        if self.form.width == 8:
+            for lane in range(self.lanes):
+                pair = np.roll(np.arange(1 << 16), lane)
+                yield Case(Vector(1 << 16), (pair >> 8, pair & 255))
+
     @classmethod
     def samples(cls) -> tuple[Lmul, ...]:
         return (cls(), cls(format="fp8-e4m3", lanes=4), cls(format="fp8-e5m2", lanes=3), cls(format="fp16", lanes=2))
@@ -158,6 +165,11 @@ class LmulDot8(Unit, kind="lmul_dot8", executes={"gemm"}):
         for number, (m, n, k) in enumerate(shapes(rng, (1, 1, 12), largest=1)):
             left, right = (codes(rng, self.form, shape, wild=number % 3 == 2) for shape in ((m, k), (k, n)))
             yield Case(Gemm(m, n, k, self.format), (left, right))
+
+    def whole_space(self) -> Iterator[Case]:
+        """Every pair of 8-bit codes in each lane."""
+        if self.form.width == 8:
+            yield Case(Gemm(256, 256, 8, self.format), every_pair(256, 256, 8))
 
     @classmethod
     def samples(cls) -> tuple[LmulDot8, ...]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hw.bits import Array, pack, unpack
-from hw.gemm import dot_words, gemm, shapes, wrap
+from hw.gemm import dot_words, every_pair, gemm, shapes, wrap
 from hw.quantity import Count
 from hw.unit import Unit
 from hw.work import Case, Gemm, Work
@@ -135,6 +135,10 @@ class OliveMac(Unit, kind="olive_mac", executes={"gemm"}):
     def cases(self, rng: Any) -> Iterator[Case]:
         for m, n, k in shapes(rng, (2, 2, 2 * self.pairs)):
             yield Case(Gemm(m, n, 2 * k, "int4"), (rng.integers(0, 256, (m, k)), rng.integers(0, 256, (k, n))))
+
+    def whole_space(self) -> Iterator[Case]:
+        """Every byte of activations with every byte of weights, in each lane."""
+        yield Case(Gemm(256, 256, 2 * self.pairs, "int4"), every_pair(256, 256, self.pairs))
 
     @classmethod
     def samples(cls) -> tuple[OliveMac, ...]:

@@ -98,6 +98,13 @@ class SoftmaxStream(Unit, kind="softmax_stream"):
                 codes = form.encode(rng.normal(size=size) * 2.0 ** rng.integers(-2, 7), saturate=True)
             yield Case(Vector(size), (codes,))
 
+    def whole_space(self) -> Iterator[Case]:
+        """Every code as an input."""
+        codes = np.arange(1 << 16).reshape(256, 256).T.ravel()  # large and small ones in each vector
+        for start in range(0, len(codes), self.longest):
+            part = codes[start : start + self.longest]
+            yield Case(Vector(len(part)), (part,))
+
     @classmethod
     def samples(cls) -> tuple[SoftmaxStream, ...]:
         return (cls(longest=24), cls(longest=7))

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import numpy as np
 
 from hw.bits import Array, pack, unpack
-from hw.gemm import gemm, gemm_cases, wrap
+from hw.gemm import every_pair, gemm_cases, wrap
 from hw.quantity import Count
 from hw.unit import Unit
 from hw.work import Case, Gemm, Work
 
 
-class Systolic(Unit, kind="systolic", executes={"gemm"}):
+class Systolic(Unit, kind="systolic", executes={"gemm"}, known_as="systolic_array"):
     """R x C cells, one multiply-accumulate per cell and cycle; operands enter skewed from two edges.
 
     A product of [M, K] by [K, N] runs as folds. The skew, R + C - 2 cycles, is the time from the first operand at the
@@ -26,7 +26,8 @@ class Systolic(Unit, kind="systolic", executes={"gemm"}):
     `weight_stationary`: one fold per R x C block of the weights; R cycles to load the weights, then M rows stream:
     M + 2R + C - 2 cycles. `preload="hidden"` gives each cell a second weight register, so that only the first fold of an
     operator waits for its weights and a fold lasts at least R cycles.
-    `fold_overlap="full"` starts a fold while the one before still drains: the skew is then paid once per operator.
+    `fold_overlap="full"` starts a fold while the one before still drains: the skew is then paid once per operator. One row of
+    results leaves per cycle, so that output-stationary folds end at least R cycles apart even where K is less.
 
     These are the stall-free formulas of the published array models (SCALE-Sim, Samajdar et al., ISPASS 2020), which print one
     cycle less because they number the first cycle 0.
@@ -58,7 +59,11 @@ class Systolic(Unit, kind="systolic", executes={"gemm"}):
         drain = (work.final if overlap else work.closes) * skew
         if self.dataflow == "output_stationary":
             folds = ceil(work.m / r) * ceil(work.n / c)
-            return folds * work.k + (drain if overlap else folds * drain)
+            if not overlap:
+                return folds * (work.k + drain)
+            # a fold ends when the rows of the one before have left; nothing follows the last fold of an operator
+            fold = max(work.k, r - work.accumulated) if work.closes else work.k
+            return (folds - 1) * fold + (work.k if work.final else fold) + drain
         folds = ceil(work.k / r) * ceil(work.n / c)
         if self.preload == "serial":
             load = r * work.opens
@@ -98,11 +103,17 @@ class Systolic(Unit, kind="systolic", executes={"gemm"}):
         return wrap(left @ right, self.accumulator_bits)
 
     def cases(self, rng: Any) -> Iterator[Case]:
-        """Any shape, but K of at least R where output-stationary folds overlap: below that one row of results per cycle is too few."""
-        full = self.fold_overlap == "full" and self.dataflow == "output_stationary"
-        for case in gemm_cases(rng, "int8", (-128, 127), (-128, 127), steps=(self.rows, self.columns, max(self.rows, 2))):
-            if not (full and gemm(case.work).k < self.rows):
-                yield case
+        yield from gemm_cases(rng, "int8", (-128, 127), (-128, 127), steps=(self.rows, self.columns, max(self.rows, 2)))
+
+    def whole_space(self) -> Iterator[Case]:
+        """Every pair of operands, in each cell: blocks of the result in all rotations of the array's rows and columns."""
+        for i in range(self.rows if self.dataflow == "output_stationary" else 1):
+            left, right = np.roll(np.arange(-128, 128), i), np.arange(-128, 128)
+            if self.dataflow == "output_stationary":
+                yield from (Case(Gemm(256, 256, 1, "int8"), (left[:, None], np.roll(right, j)[None])) for j in range(self.columns))
+            else:  # each row of the array keeps another weight; all activations pass it
+                a, b = every_pair(256, 256, self.rows)
+                yield from (Case(Gemm(256, 256, self.rows, "int8"), (a - 128, np.roll(b, j, axis=1) - 128)) for j in range(self.columns))
 
     @classmethod
     def samples(cls) -> tuple[Systolic, ...]:
@@ -181,6 +192,13 @@ class Systolic(Unit, kind="systolic", executes={"gemm"}):
             return blocks.reshape(down * self.rows, across * c)[: work.m, : work.n]
         folds = values.reshape(across, ceil(work.k / self.rows), work.m, c).sum(axis=1)
         return wrap(folds.transpose(1, 0, 2).reshape(work.m, across * c)[:, : work.n], self.accumulator_bits)
+
+    def proofs(self) -> dict[str, Any]:
+        """Of an array of two by two with this unit's data flow."""
+        from hw.rtl.systolic import product_theorem
+
+        flow = {"stationary_weights": self.dataflow == "weight_stationary", "hidden": self.preload == "hidden"}
+        return {"array_gives_the_matrix_product_on_time": product_theorem(**flow, overlap=self.fold_overlap == "full")}
 
 
 def _padded(block: Array, axis: int, size: int) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,12 +11,19 @@ from pydantic import Field
 
 from hw.errors import HardwareError
 from hw.memory import Ratio, Share
-from hw.quantity import Count, Duration
+from hw.quantity import Count, Duration, Energy
 from hw.unit import Unit
 from hw.work import Gemm, Work
 
 BLOCK_AREA = 128 * 128
 """Results of the thread block whose warps, one to a scheduler, are meant by a lone block."""
+
+IDLE = 0.2
+"""Share of a board's power that is not for products: memory, fans, leakage. An assumption."""
+
+NARROWER = 0.66
+"""Energy of a multiply-accumulate of operands of half the width: products take less than half, sums as much as before. Fitted on
+fp8 against bf16 products of an H100 SXM (NVIDIA aiconfigurator, TensorRT-LLM 1.3.0rc10), the half of the shapes called fitted."""
 
 SLICE = 64
 """Elements of k in one step of a thread block's pipeline."""
@@ -31,11 +39,13 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
     dependent instruction; `cluster` the thread blocks, neighbours along the rows, that one read of the cache serves (multicast).
 
     What kernels reach beyond that is described by constants of the generation, all neutral by default: `efficiency`, the share
-    of the rate that long products sustain (issue slots, clocks under the power limit); `lone`, the share of that which a single
-    thread block of 128 x 128 results reaches on an SM; `step_latency`, cycles that a lone thread block needs per 64 elements of
+    of the rate that long products sustain (issue slots); `lone_rate`, the multiply-accumulates of
+    16-bit operands per cycle that a single thread block of 128 x 128 results reaches on an SM; `port`, bytes per cycle that an SM
+    takes from the cache; `mac_power`, the energy of one multiply-accumulate of 16-bit operands with everything around it at
+    the full clock, from which the power limit of the board follows; `sustained`, the efficiency
+    of single formats where it is another; `step_latency`, cycles that a lone thread block needs per 64 elements of
     k however small its tile; `block_overhead`, cycles between thread blocks that follow each other; `drain`, cycles per result
-    to leave the accumulators; `split_latency`, the extra time of a product whose k is split; `attention_latency`, the extra
-    time of an attention call; `attention_overhead`, cycles between thread blocks of attention (`decode_overhead` where each has
+    to leave the accumulators; `split_latency`, the extra time of a product whose k is split; `attention_overhead`, cycles between thread blocks of attention (`decode_overhead` where each has
     the queries of few positions, if that is another number). `tile_rows` and `tile_columns`
     are the edges of the thread-block tiles that the vendor's library is built for.
     """
@@ -51,12 +61,14 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
     tile_rows: tuple[Count, ...] = (16, 32, 64, 128, 256)
     tile_columns: tuple[Count, ...] = (32, 64, 128, 256)
     efficiency: Share = Fraction(1)
-    lone: Share = Fraction(1)
+    lone_rate: int = Field(default=0, ge=0)
+    port: int = Field(default=0, ge=0)
+    mac_power: Energy | None = None
+    sustained: dict[str, Share] = Field(default_factory=dict)
     step_latency: int = Field(default=0, ge=0)
     block_overhead: int = Field(default=0, ge=0)
     drain: Ratio = Fraction(0)
     split_latency: Duration = 0
-    attention_latency: Duration = 0
     attention_overhead: int = Field(default=0, ge=0)
     decode_overhead: int | None = Field(default=None, ge=0)
 
@@ -80,7 +92,7 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
             raise HardwareError(f"tensor core has no rate for {number_format}, only for {', '.join(self.macs)}")
         width = _bytes(number_format)
         im, inn, ik = self.instruction
-        share = Fraction(1) if full else self.efficiency
+        share = Fraction(1) if full else self.sustained.get(number_format, self.efficiency)
         depth = _whole(k, max(1, ik * 2 // width))
         warp_rows, warp_columns = self.warps
         best: Any = None
@@ -91,6 +103,36 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
             cycles = most(matrix, delivered)
             best = cycles if best is None else least(best, cycles)
         return best
+
+    def within(self, power_w: Fraction | None, clock_hz: int) -> TensorCore:
+        """This unit at the clock that the board's power allows, if that is less than its own.
+
+        All multiply-accumulates of 16-bit operands at the full clock would take `mac_power` each, narrower ones at their higher
+        rate `NARROWER` of it for each halving; what is left of the power beside `IDLE` pays for the share s of them that is done at
+        the share s of the clock, at s squared of their power (voltage follows the clock).
+        """
+        rate = max((self.macs_per_cycle(name) for name in ("fp16", "bf16")), default=0)
+        if self.mac_power is None or power_w is None or not rate:
+            return self
+        shares = {}
+        for name, macs in self.macs.items():
+            halvings = max(0, (macs // rate).bit_length() - 1)
+            wanted = float(self.mac_power) * 1e-12 * NARROWER**halvings * macs * self.count * clock_hz
+            share = (float(power_w) * (1 - IDLE) / wanted) ** 0.5
+            if share < 1:
+                shares[name] = self.efficiency * Fraction(max(1, round(share * 4096)), 4096)
+        return self.model_copy(update={"sustained": shares})
+
+    def slowed(self, share: Fraction) -> TensorCore:
+        """This unit with a share of its sustained rates: kernels that do not use it well."""
+        update = {"efficiency": self.efficiency * share, "sustained": {name: value * share for name, value in self.sustained.items()}}
+        return self.model_copy(update=update)
+
+    @cached_property
+    def lone(self) -> Fraction:
+        """Share of the matrix rate that a lone thread block reaches: that of 16-bit operands, for every format."""
+        rate = max((self.macs_per_cycle(name) for name in ("fp16", "bf16")), default=0)
+        return Fraction(min(self.lone_rate, rate), rate) if self.lone_rate and rate else Fraction(1)
 
     def round_cycles(self, together: Any, tile: Any, area: Any, depth: Any) -> Any:
         """Cycles of an SM for `together` thread blocks side by side, of `tile` cycles and `area` results each, over `depth`

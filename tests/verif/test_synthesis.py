@@ -51,6 +51,12 @@ def test_published_area_relations_hold_in_our_synthesis():
     assert lookup["cells"] < reference("mac_core_2x8_w1")
 
 
+def test_a_look_up_core_is_a_fourth_to_a_sixth_of_fp16_multipliers_at_one_bit():
+    """The published comparison: fp16 activations and tables, two tables for 128 elements of four activations each."""
+    core = 2 * reference("lookup_table_fp16") + 128 * reference("lookup_element_fp16")
+    assert 1 / 6 < core / (128 * reference("fp16_dot4")) < 1 / 4
+
+
 def test_characterisation_files_are_records_of_known_units():
     for path in FOLDER.glob("*.json"):
         document = json.loads(path.read_text())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from verif.kernels import Kernel, Operands, Parameters
+from verif.kernels.combinations import Identities, joined, lanes_of
 
 
 def huffman_decode(parameters: Parameters, bits: Tensor, lengths: Tensor, number: Tensor) -> Tensor:
@@ -53,11 +54,26 @@ def draw_stream(parameters: Parameters, rng: np.random.Generator, m: int, n: int
         depths += [depth + 1, depth + 1]
     lengths = np.zeros(symbols, np.int64)
     lengths[rng.permutation(symbols)[: len(depths)]] = depths
-    return rng.integers(0, 2, m * longest), lengths, np.array(m, np.int64)
+    # a random bit stream holds a code of n bits with probability 2^-n; what a long one lacks at its end are zeros
+    mean = float((lengths[lengths > 0] * 2.0 ** -lengths[lengths > 0]).sum())
+    return rng.integers(0, 2, int(m * mean) + longest), lengths, np.array(m, np.int64)
+
+
+def _windows(parameters: Parameters, bits: np.ndarray, lengths: np.ndarray, number: np.ndarray) -> Identities:
+    """The table of code lengths and the bits in the window, for every place in the stream at which a window can begin."""
+    longest = int(parameters["longest"])
+    weights = 1 << np.arange(longest)[::-1]
+    windows = np.convolve(bits, weights[::-1])[longest - 1 : len(bits)]
+    return joined(lanes_of(lengths[None], len(lengths))[0, 0], windows)
 
 
 KERNELS = {
     "huffman_decode": Kernel(
-        huffman_decode, draw_stream, ({"symbols": 16, "longest": 8}, {"symbols": 256, "longest": 32}), (20_000, 1, 1)
+        huffman_decode,
+        draw_stream,
+        ({"symbols": 16, "longest": 8}, {"symbols": 256, "longest": 32}),
+        (2_100_000, 1, 1),
+        _windows,
+        rounds=(1, 5),
     )
 }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from verif.kernels import Kernel, Operands, Parameters
+from verif.kernels.combinations import Identities, dot_steps, joined, lanes_of, pairs
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8-e4m3": torch.float8_e4m3fn, "fp8-e5m2": torch.float8_e5m2}
 FRACTION = {"bf16": 7, "fp16": 10, "fp8-e4m3": 3, "fp8-e5m2": 2}
@@ -289,9 +293,18 @@ def dequant_stream(parameters: Parameters, codes: Tensor, scales: Tensor) -> Ten
 
 
 def draw_groups(parameters: Parameters, rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
-    group = int(parameters.get("group", 128))
-    scale_bits = 8 if parameters.get("target", "int8") == "int8" else 16
-    return rng.integers(0, 1 << int(parameters.get("bits", 4)), m), rng.integers(0, 1 << scale_bits, -(-m // group))
+    """Any codes and scales; where there is room, every code with every scale."""
+    group, bits, scale_bits = (int(v) for v in (parameters.get("group", 128), parameters.get("bits", 4), _scale_bits(parameters)))
+    codes, scales = rng.integers(0, 1 << bits, m), rng.integers(0, 1 << scale_bits, -(-m // group))
+    each = -(-(1 << bits) // group)  # groups that hold all codes
+    if m >= each * group << scale_bits:
+        scales[: each << scale_bits] = np.repeat(np.arange(1 << scale_bits), each)
+        codes[: each * group << scale_bits] = np.tile(np.arange(each * group) % (1 << bits), 1 << scale_bits)
+    return codes, scales
+
+
+def _scale_bits(parameters: Parameters) -> int:
+    return 8 if parameters.get("target", "int8") == "int8" else 16
 
 
 def softmax_stream(parameters: Parameters, codes: Tensor) -> Tensor:
@@ -323,22 +336,80 @@ def draw_scores(parameters: Parameters, rng: np.random.Generator, m: int, n: int
     return (codes_of(torch.from_numpy(rng.normal(size=(m, k)) * scale), "fp16").numpy(),)
 
 
-LARGE = (256, 256, 160)
+def _codes(parameters: Parameters, x: Any, y: Any) -> Identities:
+    return np.asarray((x << 16 | y).astype(np.uint64))
+
+
+def _steps_of_eight(parameters: Parameters, left: Any, right: Any) -> Identities:
+    return dot_steps(left, right, 8)
+
+
+def _blocks_with_scales(size: int) -> Callable[..., Identities]:
+    """The codes of two blocks and their scales."""
+
+    def identities(parameters: Parameters, left: Any, left_scales: Any, right: Any, right_scales: Any) -> Identities:
+        block = int(parameters.get("block_size", size))
+        a, b = joined(lanes_of(left, block), left_scales), joined(lanes_of(right.T, block), right_scales.T)
+        return joined(a[:, None], b[None]).ravel()
+
+    return identities
+
+
+def _bit_serial(parameters: Parameters, acts: Any, codes: Any, select: Any, scales: Any) -> Identities:
+    """Four activations, four weights and the selector of their special value; a group is a whole number of steps."""
+    chosen = np.repeat(select, int(parameters.get("group", 128)), axis=0)[: len(codes)]
+    return dot_steps(acts, codes * 4 + chosen, 4)
+
+
+def _scaled_codes(parameters: Parameters, codes: Any, scales: Any) -> Identities:
+    scale = np.repeat(scales, int(parameters.get("group", 128)))[: len(codes)]
+    return np.asarray((codes << 16 | scale).astype(np.uint64))
+
+
+def _running(parameters: Parameters, codes: Any) -> Identities:
+    """The next number and all before it in its vector: maximum and sum depend on nothing else."""
+    found, before = [], np.zeros(len(codes), np.uint64)
+    for i in range(codes.shape[1]):
+        before = joined(before.view(np.int64), codes[:, i])
+        found.append(before)
+    return np.concatenate(found)
+
+
+def _byte_pairs(parameters: Parameters) -> int | None:
+    return 1 << 16 if str(parameters.get("format", "bf16")).startswith("fp8") else None
+
 
 KERNELS = {
-    "lmul": Kernel(lmul, draw_codes, tuple({"format": f} for f in ("bf16", "fp16", "fp8-e4m3", "fp8-e5m2")), (10_500_000, 1, 1)),
-    "lmul_dot8": Kernel(lmul_dot8, draw_numbers, ({"format": "bf16"}, {"format": "fp8-e4m3"}), LARGE),
-    "mx_dot": Kernel(
-        mx_dot, draw_mx, tuple({"element_format": f} for f in (*ELEMENTS, "int8")), (256, 256, 160)
+    "lmul": Kernel(
+        lmul, draw_codes, tuple({"format": f} for f in ("bf16", "fp16", "fp8-e4m3", "fp8-e5m2")), (10_500_000, 1, 1), _codes, _byte_pairs
     ),
-    "bfp_dot": Kernel(bfp_dot, draw_bfp, ({}, {"block_size": 5, "magnitude_bits": 7}), LARGE),
-    "bitmod_pe": Kernel(bitmod_pe, draw_bitmod, tuple({"weights": f, "group": 32} for f in ("fp4", "fp3", "int6", "int8")), LARGE),
-    "bank_mac": Kernel(bank_mac, draw_fp16, ({"lanes": 4, "registers": 2},), LARGE),
-    "softmax_stream": Kernel(softmax_stream, draw_scores, ({},), (21_000, 1, 500)),
+    "lmul_dot8": Kernel(
+        lmul_dot8, draw_numbers, ({"format": "bf16"}, {"format": "fp8-e4m3"}), (256, 256, 168), _steps_of_eight, rounds=(4, 4)
+    ),
+    "mx_dot": Kernel(
+        mx_dot,
+        draw_mx,
+        tuple({"element_format": f} for f in (*ELEMENTS, "int8")),
+        (256, 256, 224),
+        _blocks_with_scales(32),
+        rounds=(4,) * 6,
+    ),
+    "bfp_dot": Kernel(
+        bfp_dot, draw_bfp, ({}, {"block_size": 5, "magnitude_bits": 7}), (256, 256, 320), _blocks_with_scales(16), rounds=(2, 2)
+    ),
+    "bitmod_pe": Kernel(
+        bitmod_pe, draw_bitmod, tuple({"weights": f, "group": 32} for f in ("fp4", "fp3", "int6", "int8")), (256, 256, 176), _bit_serial
+    ),
+    "bank_mac": Kernel(
+        bank_mac, draw_fp16, ({"lanes": 4, "registers": 2},), (256, 256, 184), lambda parameters, left, right: pairs(left, right)
+    ),
+    "softmax_stream": Kernel(softmax_stream, draw_scores, ({},), (21_000, 1, 500), _running),
     "dequant_stream": Kernel(
         dequant_stream,
         draw_groups,
         (*({"bits": b, "group": 16} for b in (3, 4, 5)), {"bits": 4, "target": "bf16", "group": 8}),
         (10_500_000, 1, 1),
+        _scaled_codes,
+        lambda parameters: 1 << (int(parameters.get("bits", 4)) + _scale_bits(parameters)),
     ),
 }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from verif.kernels import Kernel, Operands, Parameters
+from verif.kernels.combinations import Identities, dot_steps, joined, lanes_of, pairs, sums_and_pairs
 
 
 def wrapped(values: Tensor, bits: int) -> Tensor:
@@ -91,6 +92,27 @@ def draw_pairs(parameters: Parameters, rng: np.random.Generator, m: int, n: int,
     return _between(0, 255, (m, k), rng), _between(0, 255, (k, n), rng)
 
 
+def sram_pim_slice(parameters: Parameters, left: Tensor, right: Tensor) -> Tensor:
+    """By gathering: the sums of every subset of a group's weights, one per bit plane of its activations, planes weighted."""
+    group, bits = int(parameters.get("group", 4)), int(parameters.get("activation_bits", 8))
+    padding = -left.shape[1] % group
+    left, right = torch.nn.functional.pad(left, (0, padding)), torch.nn.functional.pad(right, (0, 0, 0, padding))
+    subsets = (torch.arange(1 << group, device=left.device)[:, None] >> torch.arange(group, device=left.device)) & 1
+    powers = 1 << torch.arange(group, device=left.device)
+    total = torch.zeros(len(left), right.shape[1], dtype=torch.int64, device=left.device)
+    for start in range(0, left.shape[1], group):
+        sums = exact_product(subsets, right[start : start + group])
+        for plane in range(bits):
+            pattern = (((left[:, start : start + group] >> plane) & 1) * powers).sum(dim=1)
+            total += sums[pattern] * (-(1 << plane) if plane == bits - 1 else 1 << plane)
+    return wrapped(total, int(parameters.get("accumulator_bits", 24)))
+
+
+def draw_bit_planes(parameters: Parameters, rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
+    a, w = (1 << (int(parameters.get(name, default)) - 1) for name, default in (("activation_bits", 8), ("weight_bits", 4)))
+    return _between(-a, a - 1, (m, k), rng), _between(-w, w - 1, (k, n), rng)
+
+
 def draw_sparse(parameters: Parameters, rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
     """At most `kept` of each 16 weights along K are not zero."""
     left, right = draw_int8(parameters, rng, m, n, k)
@@ -112,16 +134,62 @@ def draw_vectors(parameters: Parameters, rng: np.random.Generator, m: int, n: in
     return (_between(-(1 << (width - 1)), (1 << (width - 1)) - 1, (m, int(parameters.get("points", 128))), rng),)
 
 
-LARGE = (256, 256, 160)
-"""More than ten million products."""
+def _cells(parameters: Parameters, left: Any, right: Any) -> Identities:
+    """A cell's two operands and its running sum."""
+    return sums_and_pairs(left, right, int(parameters.get("accumulator_bits", 32)))
+
+
+def _windows(parameters: Parameters, left: Any, right: Any) -> Identities:
+    """Sixteen activations of two rows, and a column's sixteen weights."""
+    first, second = (lanes_of(left[row::2], 16) for row in (0, 1))
+    return joined(first[:, None], second[:, None], lanes_of(right.T, 16)[None]).ravel()
+
+
+def _butterflies(parameters: Parameters, values: Any) -> Identities:
+    """The two operands of every butterfly, and its stage."""
+    found, span = [], 1
+    while span < values.shape[1]:
+        upper, lower = np.moveaxis(values.reshape(len(values), -1, 2, span), 2, 0)
+        found.append(joined(span, upper, lower).ravel())
+        values = np.stack([upper + lower, upper - lower], axis=2).reshape(values.shape)
+        span *= 2
+    return np.concatenate(found)
+
+
+def _ternary(parameters: Parameters, left: Any, codes: Any) -> Identities:
+    return dot_steps(left, codes, int(parameters.get("lanes", 8)))
+
+
+def _lookups(parameters: Parameters, left: Any, codes: Any) -> Identities:
+    """Four activations and four weights of all their bits."""
+    return dot_steps(left, codes, 4)
+
 
 KERNELS = {
-    "systolic": Kernel(systolic, draw_int8, ({"rows": 4, "columns": 4}, {"rows": 3, "columns": 5, "accumulator_bits": 16}), LARGE),
-    "ternary_row": Kernel(ternary_row, draw_ternary, ({}, {"lanes": 5, "accumulator_bits": 12}), LARGE),
-    "lut_tensor_core": Kernel(lut_tensor_core, draw_lut, tuple({"weight_bits": b} for b in (1, 2, 3, 4)), LARGE),
-    "olive_mac": Kernel(
-        olive_mac, draw_pairs, ({}, {"activations": "flint4"}, {"activations": "flint4", "weights": "flint4"}), (256, 256, 80)
+    "systolic": Kernel(
+        systolic,
+        draw_int8,
+        ({"rows": 4, "columns": 4}, {"rows": 3, "columns": 5, "accumulator_bits": 16}),
+        (256, 256, 168),
+        _cells,
     ),
-    "csd_chain": Kernel(systolic, draw_sparse, tuple({"kept": kept} for kept in (2, 4, 8, 16)), LARGE),
-    "wht128": Kernel(wht128, draw_vectors, ({}, {"points": 16, "width": 5}), (80_000, 1, 1)),
+    "ternary_row": Kernel(ternary_row, draw_ternary, ({}, {"lanes": 5, "accumulator_bits": 12}), (512, 512, 336), _ternary),
+    "lut_tensor_core": Kernel(lut_tensor_core, draw_lut, tuple({"weight_bits": b} for b in (1, 2, 3, 4)), (512, 512, 168), _lookups),
+    "olive_mac": Kernel(
+        olive_mac,
+        draw_pairs,
+        ({}, {"activations": "flint4"}, {"activations": "flint4", "weights": "flint4"}),
+        (256, 256, 80),
+        lambda parameters, left, right: pairs(left, right),
+        lambda parameters: 1 << 16,
+    ),
+    "sram_pim_slice": Kernel(
+        sram_pim_slice,
+        draw_bit_planes,
+        ({}, {"weight_bits": 2, "activation_bits": 3, "group": 3, "accumulator_bits": 9}),
+        (512, 512, 168),
+        lambda parameters, left, right: dot_steps(left, right, int(parameters.get("group", 4))),
+    ),
+    "csd_chain": Kernel(systolic, draw_sparse, tuple({"kept": kept} for kept in (2, 4, 8, 16)), (1024, 1024, 336), _windows),
+    "wht128": Kernel(wht128, draw_vectors, ({}, {"points": 16, "width": 5}), (110_000, 1, 1), _butterflies),
 }
