@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mapper.errors import MappingError
 from mapper.program import Item, Program
 from sim import fast_engine
+from sim.accounting import Progress
 from sim.trace import Fold, Span, Trace
 
 if TYPE_CHECKING:
@@ -18,10 +19,13 @@ ENGINES = ("simpy", "fast")
 __all__ = ["ENGINES", "Fold", "Span", "Trace", "simulate"]
 
 
-def simulate(program: Program | Iterable[Item], engine: str = "simpy", processes: Sequence[Process] = ()) -> Trace:
+def simulate(
+    program: Program | Iterable[Item], engine: str = "simpy", processes: Sequence[Process] = (), progress: Progress | None = None
+) -> Trace:
     """Run a program (or a list of tasks) on the reference engine `simpy` or the `fast` one; their spans are identical.
 
-    `processes` are SimPy processes of the user's own that run beside the program; only `simpy` takes them.
+    `processes` are SimPy processes of the user's own that run beside the program; only `simpy` takes them. `progress` is called
+    now and then, on long programs, with the tasks done so far and the tasks of the program.
     """
     if engine not in ENGINES:
         raise MappingError(f"engine {engine!r}: unknown, expected one of {', '.join(ENGINES)}")
@@ -29,7 +33,7 @@ def simulate(program: Program | Iterable[Item], engine: str = "simpy", processes
     if engine == "fast":
         if processes:
             raise MappingError("engine 'fast' takes no processes of the user's own; use engine 'simpy'")
-        return fast_engine.simulate(program)
+        return fast_engine.simulate(program, progress)
     from sim import simpy_engine
 
-    return simpy_engine.simulate(program, processes)
+    return simpy_engine.simulate(program, processes, progress)

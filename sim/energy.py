@@ -15,7 +15,8 @@ def parts_pj(compiled: Compiled) -> Mapping[str, Fraction | None]:
     """Picojoules by unit and memory; None where the description states no energy for something that is used.
 
     Products are charged per multiply-accumulate in the format they are computed in, vector work per operation, memories
-    per bit moved. Static power is not part of it.
+    per bit moved; bits that a unit near memory moves over its own way cost what that way states, if it does. Static power is not
+    part of it.
     """
     device = compiled.device
     parts: dict[str, Fraction | None] = {}
@@ -24,19 +25,26 @@ def parts_pj(compiled: Compiled) -> Mapping[str, Fraction | None]:
         known = parts.get(name, Fraction(0))
         parts[name] = None if energy is None or known is None else known + energy
 
-    for placed in compiled.kernels:
-        for name, effort in placed.plan.effort.items():
+    for placed, part in ((kernel, part) for kernel in compiled.kernels for part in kernel.parts):
+        way = device.own_way(part.site.unit)
+        for name, energy in part.plan.energy_pj.items():
+            add(name, None if energy is None else energy * placed.count)
+        commanded = {move.memory: move.read + move.written for move in part.plan.commanded}
+        for name, effort in part.plan.effort.items():
+            if part.plan.commands and name == part.site.unit:
+                continue  # charged command by command, with what commands move
             if unit := device.units.get(name):
                 if effort.macs:
-                    per_mac = unit.mac_energy.get(placed.number_format)
+                    per_mac = unit.mac_energy.get(part.site.format)
                     add(name, None if per_mac is None else per_mac * effort.macs * placed.count)
                 if effort.operations:
                     per_op = unit.operation_energy
                     add(name, None if per_op is None else per_op * effort.operations * placed.count)
             elif memory := device.memories.get(name):
-                bits = (effort.read + effort.written) * 8 * placed.count
+                bits = (effort.read + effort.written - commanded.get(name, 0)) * 8 * placed.count
+                per_bit = way.energy if way is not None and way.energy is not None and name == device.main_memory else memory.energy
                 if bits:
-                    add(name, None if memory.energy is None else memory.energy * bits)
+                    add(name, None if per_bit is None else per_bit * bits)
     return parts
 
 

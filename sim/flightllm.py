@@ -279,6 +279,49 @@ def fold(pieces: Sequence[tuple[Item, ...]], keys: Sequence[bytes]) -> tuple[Ite
     return tuple(body)
 
 
+@dataclass(frozen=True)
+class LayerTime:
+    """What one layer of a stream does: busy femtoseconds and instructions by queue, bytes of HBM, multiply-accumulates."""
+
+    name: str
+    busy: tuple[int, ...]
+    instructions: tuple[int, ...]
+    read: int
+    written: int
+    macs: int
+
+
+def layer_times(stream: Stream, device: Device) -> list[LayerTime]:
+    """The layers of a stream in order, repetitions included. A layer ends with its SYS instruction."""
+    found: list[LayerTime] = []
+    known: dict[bytes, LayerTime] = {}
+    offset = 0
+    for number, chunk in enumerate(stream.chunks):
+        table = isa.decode(chunk, offset)
+        offset += 4 * len(chunk)
+        spent = timing(table, stream, device)
+        rows = np.stack([table[:, 0], spent.duration, spent.moved, multiplied(table, core_of(device))], axis=1)
+        ends = np.flatnonzero(table[:, 0] == SYS) + 1
+        starts = np.concatenate([[0], ends[:-1]])
+        for part, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+            piece = rows[start:end]
+            names = stream.layers[number] if number < len(stream.layers) else ()
+            name = _plain(names[part][0]) if part < len(names) else f"part {part}"
+            key = name.encode() + piece.tobytes()
+            if key not in known:
+                queues = [piece[piece[:, 0] == queue] for queue in range(len(QUEUES))]
+                known[key] = LayerTime(
+                    name,
+                    tuple(int(q[:, 1].sum()) for q in queues),
+                    tuple(len(q) for q in queues),
+                    int(queues[LD][:, 2].sum()),
+                    int(queues[ST][:, 2].sum()),
+                    int(piece[:, 3].sum()),
+                )
+            found.append(known[key])
+    return found
+
+
 # Results --------------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Run:

@@ -215,7 +215,7 @@ class Interpreter:
     """
 
     phase = "decode"
-    product = isa.MV
+    engines = frozenset({isa.MV})
 
     def __init__(self, stream: Stream, device: Device, memory: Memory) -> None:
         if stream.phase != self.phase:
@@ -267,7 +267,7 @@ class Interpreter:
                 self._load(index, fields)
             case isa.ST:
                 self._store(fields)
-            case isa.MV | isa.MM if row[0] == self.product:
+            case isa.MV | isa.MM if row[0] in self.engines:
                 self._multiply(int(self.layer[index]), fields)
             case isa.MISC:
                 self._misc(fields)

@@ -27,7 +27,7 @@ class PrefillInterpreter(Interpreter):
     """Executes a prefill stream on a memory. `masks` are the kept blocks that it was compiled with, by attention layer."""
 
     phase = "prefill"
-    product = isa.MM
+    engines = frozenset({isa.MM, isa.MV})
 
     def __init__(self, stream: Stream, device: Device, memory: Memory, masks: Mapping[str, NDArray[np.bool_]] | None = None) -> None:
         super().__init__(stream, device, memory)
@@ -45,6 +45,8 @@ class PrefillInterpreter(Interpreter):
         self.tile_sums = np.zeros((core.start_rows, core.tile), np.int64)
         self.softmaxes = (-1, 0)  # the layer of the last softmax, and how many it has had
         self.present = 0  # the layer of the instruction being executed
+        self.one_row = set(self.layer[self.table[:, 0] == isa.MV].tolist())
+        """Layers of a single row (the logits of the last token), which run as in a decode."""
 
     def run(self, position: int = 0, scheduled: bool = False) -> None:
         """The whole prompt; `scheduled` uses the machine's order instead of the program's."""
@@ -63,7 +65,7 @@ class PrefillInterpreter(Interpreter):
         if mode == "A" and f["zero"]:
             self.rows[block, bank * tile : bank * tile + f["length"] // tile] = 0
             return
-        if mode in ("meta", "mask", "bias"):
+        if mode in ("meta", "mask", "bias") or self.present in self.one_row:
             super()._load(index, f)
             return
         region = self.memory.plan.find(f["address"], False)
@@ -88,6 +90,10 @@ class PrefillInterpreter(Interpreter):
 
     # Products -----------------------------------------------------------------------------------------------------------
     def _multiply(self, layer: int, f: dict[str, int]) -> None:
+        if layer in self.one_row:
+            self.blocks.clear()
+            super()._multiply(layer, f)
+            return
         tile, loaded = self.core.tile, self.right[f["b_addr"]]
         matrix = self._expanded(layer, loaded, f) if f["sparse"] else self._plain(loaded, f["k"])
         self.tile_sums += self.rows[:, f["a_addr"] * tile : (f["a_addr"] + f["k"]) * tile] @ matrix

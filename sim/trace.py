@@ -5,12 +5,12 @@ All times are integer femtoseconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Task `name` occupied resource `on` from `start` to `end` (femtoseconds)."""
 
     on: str
@@ -25,22 +25,27 @@ class Fold:
 
     count: int
     period: int
-    body: tuple[Span | Fold, ...]
+    body: Entries
 
 
-def expand(entries: tuple[Span | Fold, ...], shift: int = 0) -> Iterator[Span]:
+Entries: TypeAlias = "Sequence[Span | Fold]"
+"""A folded recording: a tuple, or `sim.columns.Columns`, which makes its spans when they are looked at."""
+
+
+def expand(entries: Iterable[Span | Fold], shift: int = 0) -> Iterator[Span]:
     """Every span of a folded recording, shifted by `shift`."""
     for entry in entries:
         if isinstance(entry, Span):
-            yield Span(entry.on, entry.name, entry.start + shift, entry.end + shift)
+            yield Span(entry.on, entry.name, entry.start + shift, entry.end + shift) if shift else entry
         else:
             for i in range(entry.count):
                 yield from expand(entry.body, shift + i * entry.period)
 
 
-def count_spans(entries: tuple[Span | Fold, ...]) -> int:
+def count_spans(entries: Entries) -> int:
     """Number of spans after expansion."""
-    return sum(1 if isinstance(e, Span) else e.count * count_spans(e.body) for e in entries)
+    counted = getattr(entries, "count_spans", None)
+    return int(counted()) if counted else sum(1 if isinstance(e, Span) else e.count * count_spans(e.body) for e in entries)
 
 
 @dataclass(frozen=True)
@@ -49,15 +54,17 @@ class Trace:
 
     `entries` is the folded recording, `makespan` the end of the last task, `busy` the occupied time of each resource and
     `stalls` its idle time by reason (the resource waited for, or `drained` after its last task); for each resource
-    busy + sum(stalls) = makespan exactly. `simulated` and `skipped` count tasks evaluated and tasks covered by folding.
+    busy + sum(stalls) = makespan exactly. `simulated` and `skipped` count tasks evaluated and tasks covered by folding,
+    `repetitions` the iterations of repeated bodies that were skipped.
     """
 
-    entries: tuple[Span | Fold, ...]
+    entries: Entries
     makespan: int
     busy: Mapping[str, int] = field(default_factory=dict)
     stalls: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     simulated: int = 0
     skipped: int = 0
+    repetitions: int = 0
 
     def spans(self) -> Iterator[Span]:
         """All spans, expanded; the order within one resource is the order of its queue."""
