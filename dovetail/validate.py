@@ -71,12 +71,14 @@ def document(score: Score, other: dict[str, int]) -> dict[str, Any]:
     """The scores as one JSON document; `rows` is the table over all shapes."""
     from verif.validation import rows
     from verif.validation.hygiene import RULE
+    from verif.validation.score import totals
 
     out: dict[str, Any] = {
         "rows": rows(score),
         "fitted_half": rows(score, half=True),
         "held_out_half": rows(score, half=False),
         "baselines": {label: rows(score, values) for label, values in score.baselines.items()},
+        "totals": totals(score),
         "rule": RULE,
         "excluded": [
             {"place": m.place, "device": m.device, "operator": m.operator, "dtype": m.dtype, "why": why} for m, why in score.excluded
@@ -91,8 +93,10 @@ def document(score: Score, other: dict[str, int]) -> dict[str, Any]:
 
 def text(score: Score, other: dict[str, int]) -> str:
     """The scores as a table in words."""
+    from dovetail.human import seconds
     from verif.validation import rows
     from verif.validation.hygiene import RULE
+    from verif.validation.score import totals
 
     def key(row: dict[str, object]) -> tuple[object, ...]:
         return tuple(row[name] for name in ("device", "operator", "dtype", "size_class"))
@@ -116,6 +120,10 @@ def text(score: Score, other: dict[str, int]) -> str:
     lines = [
         "  ".join(c.ljust(w) if i < 4 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))).rstrip() for line in table
     ]
+    for whole in totals(score):
+        measured, predicted = (seconds(float(str(whole[key]))) for key in ("measured_s", "predicted_s"))
+        error = float(str(whole["error"]))
+        lines.append(f"{whole['whole']} on {whole['device']}, {whole['parts']} parts: measured {measured}, predicted {predicted} ({error:+.1%})")
     lines.append(f"excluded: {len(score.excluded)} rows; {RULE}")
     lines += [f"  {m.place}: {m.device} {m.operator} {m.dtype}: {why}" for m, why in score.excluded[:LISTED]]
     if len(score.excluded) > LISTED:

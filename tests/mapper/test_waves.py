@@ -41,7 +41,7 @@ def test_estimates_are_the_plans_and_the_ranking_finds_the_least(name, m, k, n, 
         for mapping, time in zip(candidates, exact, strict=True)
         if all(need <= TARGETS[name].device.memories[pad].capacity for pad, need in found.footprint(mapping).items())
     ]
-    assert search(found, "gemm").latency_fs == min(fits)
+    assert search(found, "gemm").plan.latency_fs == min(fits)
 
 
 def test_a_lone_thread_block_cannot_keep_an_sm_busy():
@@ -55,15 +55,15 @@ def test_a_lone_thread_block_cannot_keep_an_sm_busy():
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_converting_weights_costs_time_where_products_compute_and_saves_it_where_they_stream(name):
-    many = [search(space(TARGETS[name], 8192, 4096, 8192, weights), "g").latency_fs for weights in (None, "int8")]
-    one = [search(space(TARGETS[name], 1, 8192, 8192, weights), "g").latency_fs for weights in (None, "int8", "int4-g128")]
+    many = [search(space(TARGETS[name], 8192, 4096, 8192, weights), "g").plan.latency_fs for weights in (None, "int8")]
+    one = [search(space(TARGETS[name], 1, 8192, 8192, weights), "g").plan.latency_fs for weights in (None, "int8", "int4-g128")]
     assert many[0] < many[1]
     assert one[0] > one[1] > one[2]
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_time_falls_steadily_with_the_share_of_the_weights_that_the_cache_holds(name):
-    times = [search(space(TARGETS[name], 16, 1024, 2048, None, Found({"b": Fraction(i, 4)})), "g").latency_fs for i in range(5)]
+    times = [search(space(TARGETS[name], 16, 1024, 2048, None, Found({"b": Fraction(i, 4)})), "g").plan.latency_fs for i in range(5)]
     assert all(later < earlier for earlier, later in pairwise(times))
 
 

@@ -26,6 +26,9 @@ FEWEST = 20
 
 QUANTILES = (0.05, 0.95)
 
+ALIKE = {"fp16": "bf16", "bf16": "fp16"}
+"""Data types of one width and rate, which stand in for each other where only one was measured."""
+
 
 @dataclass(frozen=True)
 class Band:
@@ -65,21 +68,30 @@ def _classes() -> tuple[dict[str, Any], ...]:
 
 
 def band(device: Device, operator: str, dtype: str, size_class: str, classes: Sequence[dict[str, Any]] | None = None) -> Band | None:
-    """The band of the nearest validated class: this device, else one of its generation; this size class, else all sizes. None where
-    nothing of the kind was measured: the estimate is not validated."""
+    """The band of the nearest validated class: this device, else one of its generation; this size class, else all sizes; this data
+    type, else the other 16-bit one. None where nothing of the kind was measured: the estimate is not validated.
+
+    A variant of a device (another clock, another memory) is a relative of it, not the device that was measured.
+    """
     from hw.devices import load, names
 
-    known = [c for c in (_classes() if classes is None else classes) if (c["operator"], c["dtype"]) == (operator, dtype)]
-    by_device = {name: [c for c in known if c["device"] == name] for name in dict.fromkeys(c["device"] for c in known)}
-    order = [device.name] if device.name in by_device else []
-    order += [n for n in by_device if n != device.name and device.generation and n in names() and load(n).generation == device.generation]
-    for name in order:
-        for size in (size_class, "all"):
-            for found in by_device[name]:
-                if found["size_class"] == size:
-                    exact = name == device.name
-                    basis = f"{found['n']} measured {operator} {dtype} ({size} sizes) on {name}, none of them fitted"
-                    return Band(found["low"], found["high"], basis, exact)
+    everything = _classes() if classes is None else classes
+    itself = device.name in names() and load(device.name).digest == device.digest
+    for wanted in dict.fromkeys((dtype, ALIKE.get(dtype, dtype))):
+        known = [c for c in everything if (c["operator"], c["dtype"]) == (operator, wanted)]
+        by_device = {name: [c for c in known if c["device"] == name] for name in dict.fromkeys(c["device"] for c in known)}
+        order = [device.name] if device.name in by_device else []
+        order += [
+            n for n in by_device if n != device.name and device.generation and n in names() and load(n).generation == device.generation
+        ]
+        for name in order:
+            for size in (size_class, "all"):
+                for found in by_device[name]:
+                    if found["size_class"] == size:
+                        exact = name == device.name and itself
+                        variant = ", of which this is a variant" if name == device.name and not itself else ""
+                        basis = f"{found['n']} measured {operator} {wanted} ({size} sizes) on {name}{variant}, none of them fitted"
+                        return Band(found["low"], found["high"], basis, exact)
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hw.device import Device
 from hw.memory import Cache
-from verif.validation.measurement import DTYPES, Measurement
+from verif.validation.measurement import COLLECTIVES, DTYPES, Measurement
 
 BEYOND_THE_CACHE = 2
 """A working set of so many times the cache must come from main memory."""
@@ -25,6 +25,8 @@ def peaks(device: Device, dtype: str) -> tuple[float, float, int]:
 
 def unphysical(measurement: Measurement, device: Device) -> str | None:
     """Why a row cannot be, or None."""
+    if measurement.operator in COLLECTIVES:
+        return None  # they are bounded by links, not by the memory or the cache
     flops, size = measurement.work
     rate, bandwidth, cache = peaks(device, measurement.dtype)
     # keys and values of 8 bits may be multiplied at the rate of 8 bits

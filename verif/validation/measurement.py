@@ -12,6 +12,8 @@ CLOCKS = ("kernel", "host")
 """`kernel`: device time of back-to-back kernels, the gap between two of them included; `host`: wall clock of one call, its
 launch and synchronisation included. The two are never compared with each other."""
 
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send-recv")
+
 SHAPES: dict[str, tuple[str, ...]] = {
     "gemm": ("m", "n", "k"),
     "attention-prefill": ("batch", "queries", "keys", "heads", "kv_heads", "head_dim"),
@@ -24,6 +26,8 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "add": ("elements",),
     "rope": ("rows", "columns"),
     "embedding": ("rows", "columns"),
+    **dict.fromkeys(COLLECTIVES, ("ranks", "bytes")),
+    "moe": ("tokens", "hidden", "inter", "top_k", "experts", "tp", "ep"),
 }
 """Operators that are predicted, and the sizes that each is stated by."""
 
@@ -45,7 +49,9 @@ class Measurement:
 
     `copies` weights take turns, so that a copy is found in the cache only if all fit (0: nothing is ever found there); `before`
     are small kernels that each call runs first and that the latency includes; `host_s` what the host adds by the authors'
-    own account, for latencies by the host's clock. `place` is the file and the row.
+    own account, for latencies by the host's clock. `place` is the file and the row. `profiled` latencies are from the start of a
+    kernel to its end, as a profiler states them: without the gap between two kernels. The latency is that of `calls` calls one after the other;
+    `part_of` names the whole that it is a part of, whose sum is scored too.
     """
 
     device: str
@@ -58,6 +64,9 @@ class Measurement:
     before: tuple[str, ...] = ()
     host_s: float = 0.0
     place: str = ""
+    profiled: bool = False
+    calls: int = 1
+    part_of: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", MappingProxyType(dict(self.shape)))
@@ -86,13 +95,24 @@ class Measurement:
         s = self.shape
         match self.operator:
             case "gemm":
-                return 2 * s["m"] * s["n"] * s["k"], s["m"] * s["k"] * acts + s["n"] * s["k"] * weights + s["m"] * s["n"] * result
+                count = s.get("batch", 1) * self.calls
+                size = s["m"] * s["k"] * acts + s["n"] * s["k"] * weights + s["m"] * s["n"] * result
+                return 2 * s["m"] * s["n"] * s["k"] * count, size * count
             case "attention-prefill" | "attention-decode":
                 past = s["keys"] - s["queries"]
                 pairs = s["queries"] * past + s["queries"] * (s["queries"] + 1) // 2
                 queries = s["batch"] * s["queries"] * s["heads"] * s["head_dim"]
                 keys = s["batch"] * s["keys"] * s["kv_heads"] * s["head_dim"]
                 return 4 * s["batch"] * s["heads"] * s["head_dim"] * pairs, 2 * queries * result + 2 * keys * weights
+            case name if name in COLLECTIVES:
+                return 0, float(s["bytes"])
+            case "moe":
+                from verif.validation.moe import routed
+
+                rows, active = routed(s)
+                inner = -(-s["inter"] // s["tp"])
+                moved = 2 * rows * (s["hidden"] + inner) * result + rows * inner * result
+                return 6 * rows * s["hidden"] * inner, 3 * active * s["hidden"] * inner * weights + moved
             case "softmax" | "layernorm" | "rmsnorm" | "rope":
                 return 0, 2 * s["rows"] * s["columns"] * acts
             case "embedding":
@@ -105,13 +125,15 @@ class Measurement:
     @property
     def size_class(self) -> str:
         """`small`, `medium` or `large`: by operations for products and prefill, by bytes for what only streams."""
-        flops, size = self.work
-        if self.operator in ("gemm", "attention-prefill"):
-            return _class(flops, 1e9, 1e11)
-        return _class(size, 1e6, 1e8)
+        return size_class(self.operator, *self.work)
 
 
 _BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8-e4m3": 1.0, "int8": 1.0, "int4-g128": (4 + 16 / 128) / 8}
+
+
+def size_class(operator: str, flops: float, size: float) -> str:
+    """`small`, `medium` or `large`: by operations for products and prefill, by bytes for what only streams."""
+    return _class(flops, 1e9, 1e11) if operator in ("gemm", "attention-prefill", "moe") else _class(size, 1e6, 1e8)
 
 
 def _class(value: float, small: float, large: float) -> str:

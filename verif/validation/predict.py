@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
+from hw.collectives import fabric_of
 from hw.device import Device
 from hw.errors import nearest
 from mapper.compile import choose_space
@@ -12,12 +13,17 @@ from mapper.kernels import fuse
 from mapper.residency import NOTHING, Found
 from mapper.search import search
 from mapper.target import Target
+from verif.validation import moe
 from verif.validation.errors import MeasurementError
-from verif.validation.measurement import DTYPES, Measurement
+from verif.validation.measurement import COLLECTIVES, DTYPES, Measurement
 from workloads.format import Format, parse_format
 from workloads.graph import Graph, Operator, Segment, Tensor
 
 FS = 1e-15
+
+GAP_S = 1.25e-6
+"""Part of a launch that lies between the end of one kernel and the start of the next: a profiler leaves it out, and a host that
+waits for each call has its own time instead. Inferred: the smallest kernels of profiled sets take 1 to 2 us, those of graph replays 2.7 to 2.9 us."""
 
 BEFORE = ("append", "rearrange", "maximum", "quantise", "empty")
 """Small kernels that a framework may run before the one of interest; `empty` is a launch that moves nothing."""
@@ -34,10 +40,14 @@ class Predictor:
         """Predicted latency by the measurement's clock. Raises `MappingError` for what the device cannot execute."""
         shape = tuple(sorted(measurement.shape.items()))
         key = (measurement.operator, measurement.dtype, shape, measurement.copies, measurement.before)
+        if measurement.operator in COLLECTIVES:
+            return fabric_of(measurement.device).seconds(measurement.operator, measurement.shape["ranks"], measurement.shape["bytes"])
         if key not in self._known:
-            kernels = [*(_before(name, measurement) for name in measurement.before), _graph(measurement)]
+            kernels = [*(_before(name, measurement) for name in measurement.before), *_graphs(measurement)]
             self._known[key] = sum(self._kernel(graph, measurement) for graph in kernels)
-        return self._known[key] + (measurement.host_s if measurement.clock == "host" else 0.0)
+        host = measurement.clock == "host"
+        once = self._known[key] - (GAP_S if measurement.profiled or host else 0.0) + (measurement.host_s if host else 0.0)
+        return once * measurement.calls
 
     def _kernel(self, graph: Graph, measurement: Measurement) -> float:
         ((_, (kernel,)),) = fuse(graph)
@@ -49,10 +59,16 @@ class Predictor:
             weights = {o.tensor for o in kernel.reads if o.role == "weight"}
             once = sum(sizes.values())
             turns = sum(sizes[name] for name in weights) * (measurement.copies - 1)
-            shares = {o.tensor: cache.found(once + (turns if o.tensor in weights else 0)) for o in kernel.reads}
+            shares = {o.tensor: cache.found(once + (turns if o.tensor in weights else 0)) for o in (*kernel.reads, *kernel.writes)}
             resident = Found(shares)
         space, _ = choose_space(self.target, kernel, resident)
-        return search(space, kernel.name).latency_fs * FS
+        return search(space, kernel.name).plan.latency_fs * FS
+
+
+def _graphs(measurement: Measurement) -> list[Graph]:
+    if measurement.operator == "moe":
+        return moe.kernels(measurement.shape, *DTYPES[measurement.dtype])
+    return [_graph(measurement)]
 
 
 def _graph(measurement: Measurement) -> Graph:
@@ -60,6 +76,12 @@ def _graph(measurement: Measurement) -> Graph:
     s = measurement.shape
     tensors: tuple[tuple[str, tuple[int, ...], str, str], ...]
     match measurement.operator:
+        case "gemm" if s.get("batch", 1) > 1:
+            tensors = tuple(
+                (name, (s["batch"], s[a], s[b]), fmt, "")
+                for name, a, b, fmt in (("x", "m", "k", acts), ("w", "k", "n", weights), ("y", "m", "n", result))
+            )
+            return single("matmul", {name: s[name] for name in ("batch", "m", "n", "k")}, tensors)
         case "gemm":
             tensors = (("x", (s["m"], s["k"]), acts, ""), ("w", (s["k"], s["n"]), weights, "weight"), ("y", (s["m"], s["n"]), result, ""))
             return single("matmul", {"batch": 1, "m": s["m"], "n": s["n"], "k": s["k"]}, tensors)
@@ -72,21 +94,22 @@ def _graph(measurement: Measurement) -> Graph:
                 ("v", keys, weights, "kv_cache"),
                 ("o", rows, result, ""),
             )
-            attributes = {name: s[name] for name in ("batch", "heads", "kv_heads", "queries", "keys", "head_dim")}
+            names = ("batch", "heads", "kv_heads", "queries", "keys", "head_dim", "splits")
+            attributes = {name: s[name] for name in names if name in s}
             return single("attention", {**attributes, "value_dim": s["head_dim"], "causal": 1, "window": 0}, tensors)
         case "softmax":
             return _rows("softmax", s, acts, 0)
         case "layernorm" | "rmsnorm":
-            return _rows("norm", s, acts, s["columns"])
+            return _rows("norm", s, acts, s["columns"], measurement.operator)
         case "embedding":
             tensors = (("table", (s["rows"], s["columns"]), acts, "weight"), ("y", (s["rows"], s["columns"]), acts, ""))
             return single("embedding", {"rows": s["rows"], "width": s["columns"]}, tensors)
         case "rope":
-            return stream(s["rows"] * s["columns"], 1, 3, 0, acts)
+            return stream(s["rows"] * s["columns"], 1, 3, 0, acts, function="rope", width=s["columns"])
         case "gelu":
             return stream(s["elements"], 1, 8, 1, acts)
         case "silu-mul":
-            return stream(s["elements"], 2, 3, 1, acts)
+            return stream(s["elements"], 2, 3, 1, acts, function="silu-mul", width=s.get("columns", 0))
         case _:
             return stream(s["elements"], 2, 1, 0, acts)
 
@@ -100,7 +123,7 @@ def _before(name: str, measurement: Measurement) -> Graph:
             "reduce", {"elements": s["m"] * s["k"], "operations": 1}, [("x", (s["m"] * s["k"],), "bf16", ""), ("y", (1,), "fp32", "")]
         )
     if name == "quantise":
-        return stream(s["m"] * s["k"], 1, 2, 0, "bf16", acts)
+        return stream(s["m"] * s["k"], 1, 2, 0, "bf16", acts, function="quantise", width=s["k"])
     if name in ("append", "rearrange"):
         new = 2 * s["batch"] * s["queries"] * s["kv_heads"] * s["head_dim"]
         queries = s["batch"] * s["queries"] * s["heads"] * s["head_dim"] if name == "rearrange" else 0
@@ -112,11 +135,11 @@ def _before(name: str, measurement: Measurement) -> Graph:
     )
 
 
-def single(kind: str, attributes: dict[str, int], tensors: Iterable[tuple[str, tuple[int, ...], str, str]]) -> Graph:
+def single(kind: str, attributes: dict[str, int], tensors: Iterable[tuple[str, tuple[int, ...], str, str]], function: str = "") -> Graph:
     """A graph of one operator; the last tensor is its output."""
     made = [Tensor(name, shape, _format(fmt), role or "activation") for name, shape, fmt, role in tensors]
     inputs = tuple(t.name for t in made[:-1])
-    operator = Operator(kind, kind, inputs, (made[-1].name,), attributes)
+    operator = Operator(kind, kind, inputs, (made[-1].name,), attributes, function=function)
     entering = tuple(t.name for t in made[:-1] if t.role == "activation")
     context = attributes.get("keys", 1)
     tokens = attributes.get("queries", 1)
@@ -124,16 +147,20 @@ def single(kind: str, attributes: dict[str, int], tensors: Iterable[tuple[str, t
     return Graph(kind, "single", 1, tokens, context, named, (Segment(kind, 1, (operator,)),), entering, (made[-1].name,))
 
 
-def stream(elements: int, inputs: int, operations: int, specials: int, fmt: str, result: str | None = None) -> Graph:
-    """An elementwise kernel of so many inputs of `elements` each."""
+def stream(
+    elements: int, inputs: int, operations: int, specials: int, fmt: str, result: str | None = None, *, function: str = "", width: int = 0
+) -> Graph:
+    """An elementwise kernel of so many inputs of `elements` each, in rows of `width` where it goes row by row."""
     tensors = [(f"x{i}", (elements,), fmt, "") for i in range(inputs)] + [("y", (elements,), result or fmt, "")]
-    return single("elementwise", {"elements": elements, "operations": operations, "specials": specials}, tensors)
+    attributes = {"elements": elements, "operations": operations, "specials": specials, **({"width": width} if width else {})}
+    return single("elementwise", attributes, tensors, function)
 
 
-def _rows(kind: str, s: Mapping[str, int], fmt: str, weights: int) -> Graph:
+def _rows(kind: str, s: Mapping[str, int], fmt: str, weights: int, function: str = "") -> Graph:
     rows, columns = s["rows"], s["columns"]
     scale = [("w", (weights,), fmt, "weight")] if weights else []
-    return single(kind, {"rows": rows, "width": columns}, [("x", (rows, columns), fmt, ""), *scale, ("y", (rows, columns), fmt, "")])
+    tensors = [("x", (rows, columns), fmt, ""), *scale, ("y", (rows, columns), fmt, "")]
+    return single(kind, {"rows": rows, "width": columns}, tensors, function)
 
 
 @lru_cache

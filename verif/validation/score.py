@@ -119,6 +119,21 @@ def metrics(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
     }
 
 
+def totals(score: Score) -> list[dict[str, object]]:
+    """Wholes whose parts were measured one by one: the sums of measured and predicted seconds, and their relative difference."""
+    sums: dict[tuple[str, str], list[float]] = {}
+    for m, predicted in zip(score.measured, score.predicted, strict=True):
+        if m.part_of:
+            entry = sums.setdefault((m.device, m.part_of), [0.0, 0.0, 0.0])
+            entry[0] += m.latency_s
+            entry[1] += predicted
+            entry[2] += 1
+    return [
+        {"device": device, "whole": whole, "parts": int(n), "measured_s": a, "predicted_s": b, "error": b / a - 1}
+        for (device, whole), (a, b, n) in sorted(sums.items())
+    ]
+
+
 def rows(score: Score, values: Sequence[float] | None = None, half: bool | None = None) -> list[dict[str, object]]:
     """One row per device, operator, data type and size class, and `all` for the size classes together. `half` keeps the shapes
     fitted on (True) or the others (False); `values` replaces the predictions."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from hw.devices import names
 from hw.errors import nearest
 from verif.validation.errors import MeasurementError
-from verif.validation.measurement import CLOCKS, DTYPES, SHAPES, Measurement
+from verif.validation.measurement import CLOCKS, COLLECTIVES, DTYPES, SHAPES, Measurement
 
 UNITS = {"latency_s": 1.0, "latency_ms": 1e-3, "latency_us": 1e-6}
 
@@ -60,6 +60,16 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Measurement | str]] | None:
         return _rotated_gemm
     if name.startswith("attention_") and "num_key_value_heads" in header:
         return _attention
+    if name.startswith("moe_") and "moe_dtype" in header:
+        return _moe
+    if name.startswith("nccl_") and "op_name" in header:
+        return _nccl
+    if {"collective", "num_workers", "median_ms"} <= header:
+        return _collectives
+    if {"system", "bytes", "latency_us"} <= header:
+        return _host_all_reduce
+    if name == "gpt3_layer_tp4.csv":
+        return _host_layer
     if name == "linear_and_pointwise_ops.csv":
         return _linear
     if {"rows", "cols", "latency_s"} <= header or {"elements", "gelem_per_s"} <= header:
@@ -216,7 +226,6 @@ def _attention(path: Path) -> Iterator[Measurement | str]:
     columns = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "attn_dtype", "kv_cache_dtype", "latency_ms")
     dtypes = {("bfloat16", "bfloat16"): "bf16", ("bfloat16", "fp8"): "bf16-kv8", ("fp8", "fp8"): "fp8"}
     vllm = "_vllm" in path.name
-    before = ("append",) if vllm else ("rearrange", "empty", "empty") if prefill else ()
     for place, row in _rows(path, columns):
         pair = (row["attn_dtype"], row["kv_cache_dtype"])
         if pair not in dtypes:
@@ -228,8 +237,73 @@ def _attention(path: Path) -> Iterator[Measurement | str]:
         shape = {"batch": _size(place, row, "batch_size"), "queries": queries, "keys": tokens + step, "heads": heads, "kv_heads": groups}
         shape |= {"head_dim": _size(place, row, "head_dim"), "tokens": tokens, "step": step}
         operator = "attention-prefill" if prefill else "attention-decode"
+        before = _before_attention(vllm, prefill, dtypes[pair], heads // groups)
+        if vllm and not prefill and heads == groups:
+            shape["splits"] = 1  # FlashAttention 2 splits keys only where queries of a group are packed
         latency = _number(place, row, "latency_ms", 1e-3)
         yield Measurement(device, operator, dtypes[pair], shape, latency, "kernel", 0, before, 0.0, place)
+
+
+_NCCL = {"all_reduce": "all-reduce", "all_gather": "all-gather", "reduce_scatter": "reduce-scatter", "alltoall": "all-to-all"}
+_NCCL_WIDTH = {"half": (2, "fp16"), "int8": (1, "int8")}
+
+
+def _nccl(path: Path) -> Iterator[Measurement | str]:
+    """Collectives of one node; sizes are stated in elements."""
+    device = _system(path)
+    for place, row in _rows(path, ("op_name", "nccl_dtype", "num_gpus", "message_elems", "latency_ms")):
+        operator = _NCCL[_known(place, "op_name", row["op_name"], tuple(_NCCL))]
+        width, dtype = _NCCL_WIDTH[_known(place, "nccl_dtype", row["nccl_dtype"], tuple(_NCCL_WIDTH))]
+        shape = {"ranks": _size(place, row, "num_gpus"), "bytes": _size(place, row, "message_elems") * width}
+        yield Measurement(device, operator, dtype, shape, _number(place, row, "latency_ms", 1e-3), place=place)
+
+
+_NODES = {"a100_dgx": "a100-80g", "h100_dgx": "h100-sxm"}
+
+
+def _collectives(path: Path) -> Iterator[Measurement | str]:
+    """Collectives within a node with a switch; networks between nodes and pairs of bridged devices are not described by the data."""
+    for place, row in _rows(path, ("network", "collective", "num_workers", "devices_per_node", "size", "median_ms")):
+        workers, per_node = _size(place, row, "num_workers"), _size(place, row, "devices_per_node")
+        if row["network"] not in _NODES or workers > per_node:
+            yield f"{path.name}: {row['network']} {'across nodes' if workers > per_node else 'in one node'}"
+            continue
+        operator = _known(place, "collective", row["collective"].replace("_", "-"), COLLECTIVES)
+        shape = {"ranks": workers, "bytes": _size(place, row, "size")}
+        yield Measurement(_NODES[row["network"]], operator, "fp16", shape, _number(place, row, "median_ms", 1e-3), place=place, copies=2)
+
+
+def _host_all_reduce(path: Path) -> Iterator[Measurement | str]:
+    for place, row in _rows(path, ("system", "bytes", "latency_us")):
+        _known(place, "system", row["system"], ("A100x4_NVLink3",))
+        shape = {"ranks": 4, "bytes": _size(place, row, "bytes")}
+        yield Measurement("a100-80g", "all-reduce", "fp16", shape, _number(place, row, "latency_us", 1e-6), "host", place=place)
+
+
+def _moe(path: Path) -> Iterator[Measurement | str]:
+    """Calls of a framework's fused mixture-of-experts layer, routing included: tokens are sorted by expert by three small kernels."""
+    device = _system(path)
+    columns = {"tokens": "num_tokens", "hidden": "hidden_size", "inter": "inter_size", "top_k": "topk", "experts": "num_experts"}
+    columns |= {"tp": "moe_tp_size", "ep": "moe_ep_size"}
+    for place, row in _rows(path, ("moe_dtype", *columns.values(), "distribution", "latency_ms")):
+        dtype = _GEMM_DTYPES[_known(place, "moe_dtype", row["moe_dtype"], tuple(_GEMM_DTYPES))]
+        shape = {name: _size(place, row, column) for name, column in columns.items()}
+        if shape["experts"] % shape["ep"] or shape["top_k"] > shape["experts"]:
+            yield f"{path.name}: experts that cannot be divided"
+            continue
+        law, _, exponent = row["distribution"].rpartition("_")
+        shape["skew"] = round(float(exponent) * 100) if law == "power_law" else 0
+        latency = _number(place, row, "latency_ms", 1e-3)
+        yield Measurement(device, "moe", dtype, shape, latency, "kernel", 0, ("empty",) * 3, 0.0, place)
+
+
+def _before_attention(vllm: bool, prefill: bool, dtype: str, group: int) -> tuple[str, ...]:
+    """Kernels of one call beside attention itself. All but the writes to the cache are inferred from the latency of the smallest calls."""
+    if vllm:
+        return ("append", "empty") if not prefill and group > 1 else ("append",)  # packs the queries of a group
+    if prefill:
+        return ("rearrange", "empty", "empty") + (("empty",) if dtype == "bf16-kv8" else ())
+    return ("empty",) if dtype == "bf16" else ()
 
 
 _LINEAR_DEVICES = {"a100": "a100-80g", "h100": "h100-sxm"}
@@ -253,7 +327,7 @@ def _linear(path: Path) -> Iterator[Measurement | str]:
             ("input_layernorm_ms", "rmsnorm", {"rows": tokens, "columns": width}),
             ("post_attention_layernorm_ms", "rmsnorm", {"rows": tokens, "columns": width}),
             ("attn_rope_ms", "rope", {"rows": tokens, "columns": (heads + groups) * head // tp}),
-            ("mlp_act_ms", "silu-mul" if gated else "gelu", {"elements": tokens * hidden // tp}),
+            ("mlp_act_ms", "silu-mul" if gated else "gelu", {"elements": tokens * (hidden // tp), "columns": hidden // tp}),
             ("add_ms", "add", {"elements": tokens * width}),
             ("emb_ms", "embedding", {"rows": tokens, "columns": width}),
         ]
@@ -262,7 +336,8 @@ def _linear(path: Path) -> Iterator[Measurement | str]:
                 yield f"{path.name}: {column} not measured"
                 continue
             latency = _number(place, row, column, 1e-3)
-            yield Measurement(device, operator, "fp16", shape, latency, "kernel", 0, (), 0.0, f"{place} {column}")
+            copies = 0 if operator in ("gemm", "embedding") else 1  # what the kernel before has written is still in the cache
+            yield Measurement(device, operator, "fp16", shape, latency, "kernel", copies, (), 0.0, f"{place} {column}", profiled=True)
 
 
 _HOST_S = {"gemm": 21e-6, "softmax": 12e-6, "layernorm": 45e-6, "gelu": 45e-6}
@@ -275,6 +350,50 @@ def _host_matmul(path: Path) -> Iterator[Measurement | str]:
         shape = {"m": _size(place, row, "M"), "n": _size(place, row, "N"), "k": _size(place, row, "K")}
         latency = _number(place, row, "latency_s")
         yield Measurement("a100-80g", "gemm", "bf16", shape, latency, "host", 1, (), _HOST_S["gemm"], place)
+
+
+_LAYER = {"prefill": (2048, 2048), "decode": (1, 3072)}
+"""Queries and keys of each sequence in the two phases of the measured GPT-3 layer."""
+
+
+def _host_layer(path: Path) -> Iterator[Measurement | str]:
+    """A layer of GPT-3 175B, operator by operator, on one of four devices: batch 8, width 12288, 24 of 96 heads of 128. Queries, keys
+    and values are three calls (inferred from their latency, three times that of one)."""
+    width, heads, head, batch, tp = 12288, 24, 128, 8, 4
+    for place, row in _rows(path, ("system", "phase", "operator", "latency_s")):
+        _known(place, "system", row["system"], ("A100x4_TP4",))
+        queries, keys = _LAYER[_known(place, "phase", row["phase"], tuple(_LAYER))]
+        tokens = batch * queries
+        products = {
+            "Q_K_V": ({"m": tokens, "n": width // tp, "k": width}, 3),
+            "Q_mul_K": ({"m": queries, "n": keys, "k": head, "batch": batch * heads}, 1),
+            "A_mul_V": ({"m": queries, "n": head, "k": keys, "batch": batch * heads}, 1),
+            "Wo_proj": ({"m": tokens, "n": width, "k": width // tp}, 1),
+            "W1_proj": ({"m": tokens, "n": 4 * width // tp, "k": width}, 1),
+            "W2_proj": ({"m": tokens, "n": width, "k": 4 * width // tp}, 1),
+        }
+        others = {
+            "Softmax": ("softmax", {"rows": tokens * heads, "columns": keys}),
+            "LayerNorm_MHA": ("layernorm", {"rows": tokens, "columns": width}),
+            "LayerNorm_FFN": ("layernorm", {"rows": tokens, "columns": width}),
+            "GeLU": ("gelu", {"elements": tokens * 4 * width // tp}),
+            "AllReduce_MHA": ("all-reduce", {"ranks": tp, "bytes": 2 * tokens * width}),
+            "AllReduce_FFN": ("all-reduce", {"ranks": tp, "bytes": 2 * tokens * width}),
+        }
+        what = _known(place, "operator", row["operator"], (*products, *others))
+        operator, shape = ("gemm", products[what][0]) if what in products else others[what]
+        yield Measurement(
+            device="a100-80g",
+            operator=operator,
+            dtype="fp16",
+            shape=shape,
+            latency_s=_number(place, row, "latency_s"),
+            clock="host",
+            host_s=_HOST_S.get(operator, 0.0),
+            place=place,
+            calls=products[what][1] if what in products else 1,
+            part_of=f"GPT-3 layer, {row['phase']}",
+        )
 
 
 def _host_stream(path: Path) -> Iterator[Measurement | str]:
