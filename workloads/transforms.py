@@ -17,7 +17,9 @@ def quantise(
     routers of mixtures of experts keep their format, and so does an LM head that shares the embedding table. `acts` applies
     to the inputs of those same layers: where only such layers read a value, its producer writes it in that format; where
     others read it too, an elementwise operator `quantise` makes the copy they read. `kv` applies to caches that attention
-    uses; recurrent states keep their format. Raises `WorkloadError` for an unknown format.
+    uses; recurrent states keep their format. `kivi2-r128` counts the newest 128 tokens in fp16.
+
+    Raises `WorkloadError` for an unknown format.
     """
     weight_format, act_format, kv_format = (parse_format(f) if isinstance(f, str) else f for f in (weights, acts, kv))
     tensors = dict(graph.tensors)
@@ -29,19 +31,34 @@ def quantise(
             for name in operator.inputs[1:2]:
                 tensors[name] = replace(tensors[name], format=weight_format)
         notes.append(f"weights of linear layers and experts in {weight_format} ({float(weight_format.bits):g} bits each); {_kept(graph)}")
+        if broken := [op.name for op in linear.values() if weight_format.group and op["k"] % weight_format.group]:
+            notes.append(
+                f"groups of {weight_format.group} do not divide the inputs of {len(broken)} linear layers such as {broken[0]}; their "
+                "metadata is charged pro rata, as if the last group were shorter"
+            )
     if act_format is not None:
         segments = tuple(_quantised_inputs(graph, segment, linear, tensors, act_format) for segment in graph.segments)
         notes.append(f"inputs of these linear layers in {act_format}; other activations keep their format")
     if kv_format is not None:
+        kv_format = _at_context(kv_format, graph.context)
         states = {n for op, _ in graph.operators() if op.kind in ("scan", "conv1d") for n in (*op.inputs, *op.outputs)}
         caches = [t for t in graph.tensors.values() if t.role == "kv_cache" and t.name not in states]
         for cache in caches:
             tensors[cache.name] = replace(cache, format=kv_format)
         if caches:
-            notes.append(f"key/value cache in {kv_format} ({float(kv_format.bits):g} bits each)")
+            recent = "; the newest tokens, which KIVI keeps in fp16, are not counted (kivi2-r128 counts them)"
+            uncounted = kv_format.scheme == "kivi" and "-r" not in kv_format.name
+            notes.append(f"key/value cache in {kv_format} ({float(kv_format.bits):g} bits each){recent if uncounted else ''}")
         else:
             notes.append(f"there is no key/value cache to keep in {kv_format}")
     return replace(graph, tensors=tensors, segments=segments, notes=(*graph.notes, *notes))
+
+
+def _at_context(format: Format, context: int) -> Format:
+    """A cache format that keeps its newest tokens in fp16, as `context` tokens in all are stored."""
+    if format.scheme == "kivi" and "-r" in format.name and "@" not in format.name:
+        return parse_format(f"{format.name}@{context}")
+    return format
 
 
 def _linear_layers(graph: Graph) -> dict[str, Operator]:
