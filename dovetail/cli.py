@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 
 from dovetail.explore.command import sweep
 from dovetail.memory import memory
+from dovetail.record import record
 from dovetail.study import study
 from dovetail.units import units
 from dovetail.validate import validate
@@ -30,6 +31,7 @@ CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell reports it
 
 PHASES = ("prefill", "decode")
 ENGINES = ("simpy", "fast")
+SWITCH = ("on", "off")
 
 app = typer.Typer(
     name="dovetail",
@@ -170,14 +172,19 @@ def load_file(path: Path) -> None:
 
 
 def read_mapping(path: Path) -> Any:
-    """The mapping saved in a file. Raises `CommandError` or `MappingError` naming it."""
+    """The mapping saved in a file, ours or Timeloop's, or an instruction file. Raises `CommandError` or `MappingError` naming it."""
+    from mapper.flightllm import binary
     from mapper.mapping import Mapping
+    from mapper.timeloop import TimeloopMapping, looks_like
 
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
+        if binary.is_program(data):
+            return binary.loads(data, str(path))
+        text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"--mapping: {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    return Mapping.loads(text, str(path))
+    return TimeloopMapping.loads(text, str(path)) if looks_like(text) else Mapping.loads(text, str(path))
 
 
 def check_outputs(outputs: dict[str, Path | None]) -> None:
@@ -278,7 +285,13 @@ def estimate(
     settings: Annotated[list[str] | None, field("PATH=VALUE", "Change a field of the device; repeatable.", "--set")] = None,
     mapping: Annotated[Path | None, field("FILE", "Replay a saved mapping.")] = None,
     save_mapping: Annotated[Path | None, field("FILE", "Save the mapping that was simulated.")] = None,
+    strategy: Annotated[str | None, field("NAME", "How mappings are chosen: search (default), heuristic, exhaustive, or your own.")] = None,
+    objective: Annotated[str | None, field("latency|edp", "What mappings are chosen for. Default: latency.")] = None,
+    budget: Annotated[str | None, field("TIME", "Stop looking for mappings after so long, such as 5s, and take the best so far.")] = None,
     engine: Annotated[str | None, choice("--engine", ENGINES, "Simulation engine; all give the same spans.")] = None,
+    co_processing: Annotated[
+        str | None, choice("--co-processing", SWITCH, "Let units share an operator, or run several at once, where faster. Default: on.")
+    ] = None,
     report: Annotated[Path | None, field("FILE.html", "Write the report as one HTML page.")] = None,
     trace: Annotated[Path | None, field("FILE.json", "Write the timeline for Perfetto.")] = None,
     load: Annotated[list[Path] | None, field("FILE.py", "Import a file of your own first; repeatable.")] = None,
@@ -300,6 +313,10 @@ def estimate(
         "acts": acts,
         "kv": kv,
         "engine": engine,
+        "strategy": strategy,
+        "objective": objective,
+        "budget": budget,
+        "co_processing": None if co_processing is None else co_processing == "on",
         "mapping": read_mapping(mapping) if mapping is not None else None,
     }
     with Progress() as progress:
@@ -311,11 +328,8 @@ def estimate(
         if trace is not None:
             progress("writing the timeline")
             result.save_trace(trace)
-        if save_mapping is not None and result.mapping is not None:
-            from dovetail.files import atomic_writer
-
-            with atomic_writer(save_mapping) as file:
-                file.write(result.mapping.dumps())
+        if save_mapping is not None:
+            result.save_mapping(save_mapping)
     if as_json:
         print(json.dumps(result.to_json(), indent=2, allow_nan=False))
     else:
@@ -323,6 +337,9 @@ def estimate(
     for what, written in (("report", report), ("timeline", trace), ("mapping", save_mapping)):
         if written is not None:
             print(f"{what}: {written}", file=sys.stderr)
+    if result.search.get("ended") == "interrupted":
+        print("dovetail: interrupted while mapping: this is the best found so far", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
 
 
 app.command()(sweep)
@@ -331,6 +348,7 @@ app.command()(study)
 app.command()(verify)
 app.command()(units)
 app.command()(validate)
+app.command()(record)
 
 
 @app.command()
@@ -351,14 +369,29 @@ def models(as_json: Json = False) -> None:
 
 @app.command()
 def show(
-    what: Annotated[str, typer.Argument(metavar="FILE|devices|models|units", help="A saved report, graph, mapping, program or device.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|devices|models|units",
+            help="A saved report, graph, mapping, program or device, safetensors weights, or a random tensor such as gaussian:4096x4096.",
+        ),
+    ],
+    weights: Annotated[
+        list[str] | None, field("FORMAT,...", "For weights and random tensors: the error of storing them so; or `all`.", "--weights")
+    ] = None,
+    tensors: Annotated[list[str] | None, field("PATTERN", "Weights of a safetensors file, such as '*q_proj*'.", "--tensor")] = None,
+    seed: Annotated[int | None, field("N", "Of a random tensor. Default: 0.", "--seed")] = None,
     as_json: Json = False,
 ) -> None:
-    """Print a saved artefact, or a list of what is known, readably."""
-    from dovetail import listing
+    """Print a saved artefact, or a list of what is known, readably; for weights, what number formats do to them."""
+    from dovetail import accuracy, listing
 
     lists = {"devices": listing.show_devices, "models": listing.show_models, "units": listing.show_units}
-    if what in lists:
+    if accuracy.is_random(what) or what.endswith(accuracy.SUFFIX):
+        accuracy.show(what, weights or (), tensors or (), seed, as_json)
+    elif weights or tensors or seed is not None:
+        raise CommandError(f"show: --weights, --tensor and --seed are for safetensors files and random tensors, not for {what!r}")
+    elif what in lists:
         lists[what](as_json)
     elif Path(what).is_file():
         listing.show_file(Path(what), as_json)

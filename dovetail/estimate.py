@@ -7,13 +7,18 @@ from collections.abc import Callable, Mapping
 from math import ceil
 from typing import TYPE_CHECKING
 
+from dovetail.error_band import ErrorBand, of_operators, of_total
 from dovetail.report import FS, Constant, MemoryUse, OperatorRow, Report, Roof
+from dovetail.streams import runs_streams, stream_report
 
 if TYPE_CHECKING:
     from hw.device import Device
     from mapper.compile import Compiled, Placed
+    from mapper.flightllm.compile import Stream
     from mapper.mapping import Mapping as SavedMapping
+    from mapper.strategies import Search
     from mapper.target import Target
+    from mapper.timeloop import TimeloopMapping
     from sim.trace import Trace
     from workloads.graph import Graph
 
@@ -32,8 +37,12 @@ def estimate(
     acts: str | None = None,
     kv: str | None = None,
     settings: Mapping[str, object] | None = None,
-    mapping: SavedMapping | None = None,
+    mapping: SavedMapping | TimeloopMapping | Stream | None = None,
+    strategy: str | None = None,
+    objective: str | None = None,
+    budget: str | float | None = None,
     engine: str = "fast",
+    co_processing: bool = True,
     progress: Progress | None = None,
 ) -> Report:
     """Cycles, energy and bounds of one phase of a workload on a device.
@@ -41,15 +50,25 @@ def estimate(
     `workload` is a catalogue name, a Hugging Face `config.json`, a saved trace, `gemm:MxKxN[:format]`, or a `Graph`; `device` a name,
     a YAML file or a `Device`. `phase` is `prefill` (`seq` tokens enter) or `decode` (one token, attending to `context` tokens).
     `weights`, `acts` and `kv` change number formats. `settings` maps paths of the device description to values
-    (`{"units.array.rows": 32}`). `mapping` replays a saved mapping instead of searching one. `engine` is `fast` or `simpy`; both give
-    the same spans.
+    (`{"units.array.rows": 32}`). `mapping` replays a saved mapping, or Timeloop's loop nest of a single product (or an instruction
+    stream), instead of searching one.
+    `strategy` names how mappings are chosen (`search`), `objective` what for: `latency` (then energy, then traffic) or `edp`. `budget`
+    is the time after which the search takes the best mappings so far ("5 s", or seconds); Ctrl-C while it maps does the same.
+
+    `engine` is `fast` or `simpy`; both give the same spans. With `co_processing` units of a device may share an operator, or run
+    independent ones at the same time, wherever that is faster; without it they take turns.
 
     Raises `WorkloadError`, `HardwareError`, `MappingError` or `CapacityError` (all `ValueError`s) with one message for each mistake.
     """
     import workloads
     from hw.devices import load as load_device
-    from mapper.compile import compile_graph
+    from mapper.compile import compile_graph, workload_name
     from mapper.errors import MappingError
+    from mapper.flightllm.compile import Stream
+    from mapper.kernels import fuse
+    from mapper.stop import interruptible
+    from mapper.target import Target
+    from mapper.timeloop import TimeloopMapping, resolve
     from sim import ENGINES, simulate
 
     if engine not in ENGINES:
@@ -66,17 +85,71 @@ def estimate(
     if weights or acts or kv:
         graph = workloads.quantise(graph, weights=weights, acts=acts, kv=kv)
     traced = time.perf_counter()
+    if runs_streams(target):
+        tell(f"compiling {graph.name} for {target.name}")
+        return stream_report(graph, target, formats_of(graph), engine, traced - start, tell, mapping)
+    if isinstance(mapping, Stream):
+        raise MappingError(f"{target.name} runs loop nests: expected a saved mapping, found instructions for another kind of device")
     tell(f"mapping {graph.name} onto {target.name}")
-    compiled = compile_graph(graph, target, mapping)
+    if isinstance(mapping, TimeloopMapping):
+        mapping = resolve(mapping, [kernel for _, kernels in fuse(graph) for kernel in kernels], Target(target), workload_name(graph))
+    chooser = _chooser(graph, mapping, strategy, objective, budget)
+    with interruptible(chooser.stop):
+        compiled = compile_graph(graph, target, mapping, strategy=chooser, co_processing=co_processing)
     mapped = time.perf_counter()
     tell(f"simulating {compiled.program.tasks()} tasks")
-    trace = simulate(compiled.program, engine)
+    trace = simulate(compiled.program, engine, progress=lambda done, tasks: tell(f"simulating: {done} of {tasks} tasks"))
     elapsed = {"trace": traced - start, "map": mapped - traced, "simulate": time.perf_counter() - mapped}
-    return build_report(compiled, trace, engine, elapsed)
+    return build_report(compiled, trace, engine, elapsed, _searched(compiled, chooser) if mapping is None else {})
 
 
-def build_report(compiled: Compiled, trace: Trace, engine: str, elapsed_s: Mapping[str, float]) -> Report:
-    """The report of a simulated workload."""
+def _chooser(
+    graph: Graph, mapping: SavedMapping | None, strategy: str | None, objective: str | None, budget: str | float | None
+) -> Search:
+    """What chooses the mappings. Raises `MappingError` for names it does not know and for wishes that exclude each other."""
+    from hw.errors import HardwareError
+    from hw.quantity import TIME, parse
+    from mapper.errors import MappingError
+    from mapper.kernels import fuse
+    from mapper.memo import Memo
+    from mapper.objective import objective_named
+    from mapper.stop import Stop
+    from mapper.strategies import DEFAULT, Search
+
+    given = [name for name, value in (("strategy", strategy), ("objective", objective), ("budget", budget)) if value is not None]
+    if mapping is not None and given:
+        raise MappingError(f"a saved mapping is replayed as it is: leave out {' and '.join(given)}, or the mapping")
+    seconds: float | None = None
+    if budget is not None:
+        try:
+            seconds = float(parse(f"{budget} s" if isinstance(budget, (int, float)) else budget, TIME, minimum=0)) / FS
+        except HardwareError as error:
+            raise MappingError(f"budget: {error}") from None
+    kernels = sum(len(kernels) for _, kernels in fuse(graph)) if seconds is not None else 1
+    return Search(strategy or DEFAULT, objective_named(objective or "latency"), Stop(seconds), Memo.default(), kernels)
+
+
+def _searched(compiled: Compiled, chooser: Search) -> dict[str, object]:
+    """How the mappings were found and how good they are known to be."""
+    choices = [(p.choice, p.count) for p in compiled.kernels if p.choice is not None]
+    ended = "interrupted" if chooser.stop.interrupted else "budget" if chooser.stop.ended else "complete"
+    proven = sum(choice.proven for choice, _ in choices)
+    return {
+        "strategy": chooser.strategy,
+        "objective": chooser.objective.name,
+        "ended": ended,
+        "operators": len(compiled.kernels),
+        "proven": proven,
+        "examined": sum(choice.examined for choice, _ in choices),
+        "mappings_bound_fs": sum(max(choice.bound_fs, p.lower_bound_fs) * p.count for p in compiled.kernels if (choice := p.choice)),
+        "mappings_fs": sum(choice.plan.latency_fs * count for choice, count in choices),
+    }
+
+
+def build_report(
+    compiled: Compiled, trace: Trace, engine: str, elapsed_s: Mapping[str, float], search: Mapping[str, object] | None = None
+) -> Report:
+    """The report of a simulated workload; `search` says how its mappings were found."""
     from mapper.target import Target
     from sim.energy import joules
 
@@ -88,13 +161,14 @@ def build_report(compiled: Compiled, trace: Trace, engine: str, elapsed_s: Mappi
     used = {name for name, busy in trace.busy.items() if busy}
     bound = max(trace.busy, key=lambda name: (trace.busy[name], name))
     resource = target.resource(bound)
+    bands = of_operators(compiled.kernels, device)
     return Report(
         workload=graph.name,
         phase=graph.phase,
         batch=graph.batch,
         tokens=graph.tokens,
         context=graph.context,
-        formats=_formats(graph),
+        formats=formats_of(graph),
         device=device.name,
         clock_hz=device.clock,
         engine=engine,
@@ -111,17 +185,20 @@ def build_report(compiled: Compiled, trace: Trace, engine: str, elapsed_s: Mappi
         energy_j=energy,
         energy_parts=energy_parts,
         tasks=compiled.program.tasks(),
-        operators=tuple(_row(placed, target) for placed in compiled.kernels),
+        operators=tuple(_row(placed, target, band) for placed, band in zip(compiled.kernels, bands, strict=True)),
+        error_band=of_total(compiled.kernels, bands, total),
         roofs=_roofs(compiled, target),
         assumptions=compiled.assumptions,
         constants=tuple(Constant(name, c.value, f"{c.meaning}; {c.source}") for name, c in device.constants.items()),
         elapsed_s=elapsed_s,
         trace=trace,
         mapping=compiled.mapping,
+        search=search or {},
+        compiled=compiled,
     )
 
 
-def _row(placed: Placed, target: Target) -> OperatorRow:
+def _row(placed: Placed, target: Target, band: ErrorBand) -> OperatorRow:
     kernel, plan = placed.kernel, placed.plan
     busy = {name: effort.busy_fs for name, effort in plan.effort.items() if effort.busy_fs}
     waiting = sum(fs for _, fs in plan.setup)
@@ -138,6 +215,10 @@ def _row(placed: Placed, target: Target) -> OperatorRow:
         bound="launch" if waiting > busy.get(slowest, 0) else target.resource(slowest),
         mapping=str(plan.mapping),
         fused=tuple(op.function or op.kind for op in kernel.fused),
+        error_band=band,
+        mapping_bound_fs=max(placed.choice.bound_fs, placed.lower_bound_fs) if placed.choice else placed.lower_bound_fs,
+        proven=placed.choice is not None and placed.choice.proven,
+        commands={name: count for part in placed.parts for name, count in part.plan.commands.items()},
     )
 
 
@@ -160,23 +241,25 @@ def _peak_fractions(compiled: Compiled, target: Target, total: int, memories: tu
         return {}
     for use in memories:
         interfaces = 3 if use.name == target.main and target.private_interfaces else 1
+        bandwidth = target.peak_bandwidth if use.name == target.main else device.memories[use.name].bandwidth
         if use.read + use.written:
-            fractions[use.name] = (use.read + use.written) * FS / (device.memories[use.name].bandwidth * interfaces * total)
+            fractions[use.name] = (use.read + use.written) * FS / (bandwidth * interfaces * total)
     for name, unit in device.units.items():
         needed = 0.0
         for placed in compiled.kernels:
-            effort = placed.plan.effort.get(name)
-            if effort is None:
-                continue
-            rate = unit.macs_per_cycle(placed.number_format) if effort.macs else unit.operations_per_cycle()
-            work = effort.macs or effort.operations
-            needed += placed.count * work * FS / (rate * unit.count * device.unit_clock(name)) if rate else 0.0
+            for part in placed.parts:
+                effort = part.plan.effort.get(name)
+                if effort is None:
+                    continue
+                rate = unit.macs_per_cycle(part.site.format) if effort.macs else unit.operations_per_cycle()
+                work = effort.macs or effort.operations
+                needed += placed.count * work * FS / (rate * unit.count * device.unit_clock(name)) if rate else 0.0
         if needed:
             fractions[name] = needed / total
     return fractions
 
 
-def _formats(graph: Graph) -> dict[str, str]:
+def formats_of(graph: Graph) -> dict[str, str]:
     """The format that most bytes of each role are stored in."""
     names = {}
     for label, role in (("weights", "weight"), ("acts", "activation"), ("kv", "kv_cache")):
@@ -191,9 +274,14 @@ def _formats(graph: Graph) -> dict[str, str]:
 
 def _roofs(compiled: Compiled, target: Target) -> tuple[Roof, ...]:
     device = compiled.device
-    seen = dict.fromkeys((p.plan.mapping.unit, p.number_format) for p in compiled.kernels if p.plan.mapping.unit in device.units)
-    bandwidth = float(target.memory.bandwidth * (3 if target.private_interfaces else 1))
+    places = [(part.site.unit, part.site.format) for placed in compiled.kernels for part in placed.parts]
+
+    def bandwidth(unit: str) -> float:
+        way = device.own_way(unit)
+        return float(way.bandwidth if way and way.bandwidth else target.memory.bandwidth * (3 if target.private_interfaces else 1))
+
     return tuple(
-        Roof(unit, number_format or "vector", float(device.peak_flops(unit, number_format)), target.main, bandwidth)
-        for unit, number_format in seen
+        Roof(unit, number_format or "vector", float(device.peak_flops(unit, number_format)), target.main, bandwidth(unit))
+        for unit, number_format in dict.fromkeys(places)
+        if unit in device.units
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 
 def check_writable(path: str | Path) -> None:
@@ -29,8 +30,8 @@ def check_writable(path: str | Path) -> None:
 
 
 @contextmanager
-def atomic_writer(path: str | Path) -> Iterator[TextIO]:
-    """A text file that takes the place of `path` when the block ends, and vanishes when the block fails.
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file of bytes that takes the place of `path` when the block ends, and vanishes when the block fails.
 
     Raises `OSError` naming `path` when it cannot be written.
     """
@@ -38,7 +39,7 @@ def atomic_writer(path: str | Path) -> Iterator[TextIO]:
     check_writable(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        with os.fdopen(handle, "wb") as file:
             yield file
         mask = os.umask(0)
         os.umask(mask)
@@ -48,3 +49,13 @@ def atomic_writer(path: str | Path) -> Iterator[TextIO]:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+@contextmanager
+def atomic_writer(path: str | Path) -> Iterator[TextIO]:
+    """The same for text in UTF-8."""
+    with atomic_file(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+        yield text
+        text.flush()
+        text.detach()

@@ -14,7 +14,7 @@ from dovetail.figures import CHARACTER, INK, MUTED, OTHER, Picture, Shape, colou
 from dovetail.human import seconds
 from dovetail.report import Report
 from dovetail.timeline import operator_of, resources
-from sim.trace import Fold, Span
+from sim.trace import Entries, Fold, Span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ class Unfolding:
     that the picture ends before the run does.
     """
 
-    def __init__(self, entries: tuple[Span | Fold, ...], operator: Callable[[str], str], limit: int = MAX_BARS) -> None:
+    def __init__(self, entries: Entries, operator: Callable[[str], str], limit: int = MAX_BARS) -> None:
         self.bars: list[Bar] = []
         self.repeats: list[Repeat] = []
         self._operator = operator
@@ -70,7 +70,7 @@ class Unfolding:
         self._visit(entries, 0)
         self.cut = len(self.bars) >= limit
 
-    def _visit(self, entries: tuple[Span | Fold, ...], shift: int) -> tuple[int, int] | None:
+    def _visit(self, entries: Entries, shift: int) -> tuple[int, int] | None:
         """Takes in `entries`, `shift` later than recorded; the first start and the last end in the picture."""
         extents = []
         for entry in entries:
@@ -107,7 +107,7 @@ class Unfolding:
             self._skipped += (fold.count - 1) * fold.period
         return extent
 
-    def _summarise(self, entries: tuple[Span | Fold, ...], shift: int, uses: dict[str, Bar]) -> int:
+    def _summarise(self, entries: Entries, shift: int, uses: dict[str, Bar]) -> int:
         """Adds one bar per resource to `uses` for all of `entries`; the number of spans. Several operators make it MIXED."""
         spans = 0
         for entry in entries:

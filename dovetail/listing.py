@@ -15,7 +15,7 @@ from dovetail.human import capacity, decimal, integer, percent, ratio, seconds
 
 if TYPE_CHECKING:
     from dovetail.report import Report
-    from hw import Device, Unit
+    from hw import Device
     from workloads.catalogue import Model
     from workloads.graph import Graph
 
@@ -201,41 +201,24 @@ def show_models(as_json: bool) -> None:
 
 
 # Units --------------------------------------------------------------------------------------------------------------------
-def has_face(cls: type[Unit], face: str) -> bool:
-    """Whether a unit class brings this face itself; the base class answers "not modelled" for all of them."""
-    from hw import Unit
-
-    return getattr(cls, face) is not getattr(Unit, face)
-
-
 def show_units(as_json: bool) -> None:
-    """Every kind of unit with the faces it has. What only a verification run can tell is null here."""
+    """Every kind of unit with its faces and what it is; `dovetail units` has the checks beside them."""
     from hw import UNITS
+    from verif.status import faces
 
-    rows = [
-        {
-            "name": kind,
-            "cost": has_face(cls, "cycles"),
-            "golden": has_face(cls, "golden"),
-            "vectors": None,
-            "rtl": has_face(cls, "rtl"),
-            "cycles_verified": None,
-            "proved": None,
-            "synthesised": None,
-        }
-        for kind, cls in sorted(UNITS.items())
-    ]
+    kinds = {cls.title: kind for kind, cls in UNITS.items()}
+    rows = sorted((faces(kind) for kind in UNITS), key=lambda row: str(row["name"]))
     if as_json:
         print_json({"units": rows})
         return
-    described = {kind: (cls.__doc__ or "").strip().splitlines()[0] for kind, cls in UNITS.items()}
+    described = {cls.title: (cls.__doc__ or "").strip().splitlines()[0] for cls in UNITS.values()}
     table(
         "",
         ("unit", "executes", "cost", "golden", "RTL", "what it is"),
         (
             (
                 str(row["name"]),
-                ", ".join(sorted(UNITS[str(row["name"])].executes)),
+                ", ".join(sorted(UNITS[kinds[str(row["name"])]].executes)),
                 *("yes" if row[face] else "not modelled" for face in ("cost", "golden", "rtl")),
                 described[str(row["name"])],
             )

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from dovetail.error_band import UNKNOWN, ErrorBand
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mapper.compile import Compiled
+    from mapper.flightllm.compile import Stream
     from mapper.mapping import Mapping as OperatorMappings
     from sim.trace import Trace
 
@@ -43,6 +47,10 @@ class OperatorRow:
     bound: str
     mapping: str
     fused: tuple[str, ...] = ()
+    error_band: ErrorBand = UNKNOWN
+    mapping_bound_fs: int = 0  # no mapping that was considered for this operator is faster
+    proven: bool = False  # whether this is shown: the mapping is the best of its space
+    commands: Mapping[str, int] = field(default_factory=dict)  # of one memory channel, for a kernel in its banks
 
     @property
     def total_fs(self) -> int:
@@ -87,7 +95,8 @@ class Report:
     """An estimate of one workload phase on one device.
 
     `phase` is `prefill`, `decode` or `single`; `latency_fs` is of one prefill, one decode step or one run. `mapping` is what
-    was simulated, saved with `--save-mapping`; a report that was read back has none, and an empty `trace`.
+    was simulated (loop nests, or an instruction stream), saved with `--save-mapping`; a report that was read back has
+    none, and an empty `trace`.
     """
 
     workload: str
@@ -116,7 +125,10 @@ class Report:
     constants: tuple[Constant, ...]
     elapsed_s: Mapping[str, float]  # trace, map, simulate
     trace: Trace
-    mapping: OperatorMappings | None = None
+    mapping: OperatorMappings | Stream | None = None
+    error_band: ErrorBand = UNKNOWN
+    search: Mapping[str, Any] = field(default_factory=dict)  # how the mappings were found; empty for a replayed one
+    compiled: Compiled | None = field(default=None, repr=False, compare=False)  # what was simulated; not part of the saved report
 
     @property
     def latency_s(self) -> float:
@@ -148,6 +160,7 @@ class Report:
             "energy_parts_j": dict(self.energy_parts),
             "lower_bound_s": self.lower_bound_fs / FS,
             "lower_bound_fs": self.lower_bound_fs,
+            "error_band": self.error_band.to_json(),
             "bound": {"resource": self.bound_resource, "utilization": self.bound_utilization},
             "bytes": {m.name: {"read": m.read, "write": m.written} for m in self.memories},
             "memory": {m.name: {"capacity": m.capacity, "peak": m.peak, "parts": dict(m.parts)} for m in self.memories},
@@ -159,6 +172,7 @@ class Report:
                 for r in self.roofs
             ],
             "tasks": self.tasks,
+            "folded": {"tasks": self.trace.skipped, "repetitions": self.trace.repetitions},
             "assumptions": list(self.assumptions),
             "constants": [{"name": c.name, "value": c.value, "source": c.source} for c in self.constants],
             "operators": [
@@ -176,9 +190,15 @@ class Report:
                     "bound": o.bound,
                     "mapping": o.mapping,
                     "fused": list(o.fused),
+                    "error_band": o.error_band.to_json(),
+                    "mapping_bound_fs": o.mapping_bound_fs,
+                    "gap": o.latency_fs / o.mapping_bound_fs - 1 if o.mapping_bound_fs else None,
+                    "proven": o.proven,
+                    **({"commands": dict(o.commands)} if o.commands else {}),
                 }
                 for o in self.operators
             ],
+            "search": dict(self.search),
             "elapsed_s": dict(self.elapsed_s),
         }
 
@@ -194,6 +214,7 @@ class Report:
             raise ReportError(f'{where}: expected a saved report (a JSON object with "type": "report")')
         if document.get("schema") != SCHEMA:
             raise ReportError(f"{where}: schema {document.get('schema')!r} cannot be read, expected {SCHEMA}; estimate again")
+        folded = document.get("folded", {})
         same = "workload phase batch tokens context formats device clock_hz engine latency_fs lower_bound_fs"
         try:
             return cls(
@@ -217,9 +238,12 @@ class Report:
                 energy_j=document["energy_j"],
                 energy_parts=document["energy_parts_j"],
                 tasks=document["tasks"],
+                error_band=ErrorBand.from_json(document["error_band"]) if "error_band" in document else UNKNOWN,
                 operators=tuple(
                     OperatorRow(
-                        **{k: v for k, v in o.items() if k not in ("latency_s", "lower_bound_s", "fused")}, fused=tuple(o["fused"])
+                        **{k: v for k, v in o.items() if k not in ("latency_s", "lower_bound_s", "fused", "gap", "error_band")},
+                        fused=tuple(o["fused"]),
+                        error_band=ErrorBand.from_json(o["error_band"]) if "error_band" in o else UNKNOWN,
                     )
                     for o in document["operators"]
                 ),
@@ -227,16 +251,27 @@ class Report:
                 assumptions=tuple(document["assumptions"]),
                 constants=tuple(Constant(**c) for c in document["constants"]),
                 elapsed_s=document["elapsed_s"],
-                trace=Trace(entries=(), makespan=document["latency_fs"]),
+                search=document.get("search", {}),
+                trace=Trace((), document["latency_fs"], skipped=folded.get("tasks", 0), repetitions=folded.get("repetitions", 0)),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ReportError(f"{where}: not a complete saved report ({error!r})") from error
 
-    def text(self) -> str:
-        """Five lines: the answer, its bound, where the time goes, memory and energy, what was assumed."""
-        from dovetail.text import five_lines
+    def timeloop(self) -> str:
+        """The mapping of a single product as Timeloop's YAML. Raises `MappingError` where it has none, `ReportError` for a report
+        that was read back."""
+        from mapper.timeloop import export
 
-        return "\n".join(five_lines(self))
+        if self.compiled is None:
+            raise ReportError(f"{self.workload}: a report that was read back has no mapping; estimate again")
+        return export(self.compiled)
+
+    def text(self) -> str:
+        """Five lines: the answer, its bound, where the time goes, memory and energy, what was assumed; one more with the commands
+        of kernels in memory banks, where there are any."""
+        from dovetail.text import commands, five_lines
+
+        return "\n".join([*five_lines(self), *commands(self)])
 
     def __str__(self) -> str:
         return self.text()
@@ -256,6 +291,24 @@ class Report:
         from dovetail.html import write_html
 
         write_html(self, path)
+
+    def save_mapping(self, path: str | Path) -> None:
+        """Writes what was simulated: a mapping, Timeloop's YAML for a path that ends so, or an instruction file.
+
+        Raises `OSError` when `path` cannot be written, `ReportError` for a report that was read back and has none.
+        """
+        from dovetail.files import atomic_file
+        from mapper.flightllm import binary
+        from mapper.flightllm.compile import Stream
+
+        if self.mapping is None:
+            raise ReportError(f"{self.workload}: a report that was read back has no mapping; estimate again")
+        if isinstance(self.mapping, Stream):
+            data = binary.dumps(self.mapping)
+        else:
+            data = (self.timeloop() if str(path).endswith((".yaml", ".yml")) else self.mapping.dumps()).encode()
+        with atomic_file(path) as file:
+            file.write(data)
 
     def save_trace(self, path: str | Path) -> None:
         """Writes the timeline as Chrome-trace JSON, which Perfetto opens. Raises `OSError` when `path` cannot be written."""

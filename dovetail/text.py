@@ -17,6 +17,16 @@ def five_lines(report: Report) -> list[str]:
     return [answer(report), bound(report), time(report), f"{memory(report)}; {energy(report)}", assumed(report)]
 
 
+def commands(report: Report) -> list[str]:
+    """The commands of one memory channel, by kernel, for kernels in its banks; nothing where there is none."""
+    kernels = [o for o in report.operators if o.commands]
+    if not kernels:
+        return []
+    names = short_names([o.name for o in report.operators])
+    shown = [f"{names[o.name]}{times(o.count)} " + ", ".join(f"{integer(n)} {name}" for name, n in o.commands.items()) for o in kernels]
+    return ["commands per channel: " + "; ".join(shown)]
+
+
 def formats(report: Report) -> str:
     """One format name where all agree, else each with its role."""
     names = dict(report.formats)
@@ -50,6 +60,14 @@ def answer(report: Report) -> str:
     )
 
 
+def accuracy(report: Report) -> str:
+    """Where measurements are expected, or that none of the kind are known."""
+    band = report.error_band
+    if band.low_fs is None or band.high_fs is None:
+        return band.basis
+    return f"error band {seconds(band.low_fs / 10**15)} to {seconds(band.high_fs / 10**15)}"
+
+
 def gap(report: Report) -> str:
     """The lower bound and how far above it the estimate is."""
     if not report.lower_bound_fs:
@@ -61,7 +79,24 @@ def gap(report: Report) -> str:
 
 
 def bound(report: Report) -> str:
-    return f"bound: {report.bound_resource} ({percent(report.bound_utilization)} of peak); {gap(report)}"
+    parts = [f"{report.bound_resource} ({percent(report.bound_utilization)} of peak)", gap(report), accuracy(report), searched(report)]
+    return "bound: " + "; ".join(part for part in parts if part)
+
+
+def searched(report: Report) -> str:
+    """How good the mappings are known to be, and why a search ended early; empty for a replayed mapping."""
+    search = report.search
+    if not search:
+        return ""
+    found = f"strategy {search['strategy']}" if search["strategy"] != "search" else "mappings"
+    if search["proven"] == search["operators"]:
+        text = f"{found}: each proven best of its space"
+    else:
+        worst = search["mappings_fs"] / search["mappings_bound_fs"] - 1 if search["mappings_bound_fs"] else None
+        text = f"{found}: {search['proven']} of {search['operators']} proven best"
+        text += f", at most {percent(worst)} above their bounds" if worst is not None else ""
+    why = {"budget": "the budget ended the search", "interrupted": "the search was interrupted"}.get(search["ended"])
+    return f"{text} ({why})" if why else text
 
 
 def time(report: Report) -> str:
@@ -77,6 +112,9 @@ def time(report: Report) -> str:
     if top:
         names = short_names([o.name for o in report.operators])
         parts.append("mostly " + ", ".join(f"{names[o.name]}{times(o.count)} {percent(o.total_fs / total)}" for o in top))
+    if report.trace.skipped:
+        folded = f"{integer(report.trace.skipped)} of {integer(report.tasks)} tasks"
+        parts.append(f"{integer(report.trace.repetitions)} repetitions folded, exactly ({folded})")
     return "time: " + "; ".join(parts)
 
 

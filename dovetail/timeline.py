@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dovetail.files import atomic_writer
 from dovetail.text import subject
-from sim.trace import Fold, Span, count_spans, expand
+from sim.trace import Entries, Span, count_spans, expand
 
 if TYPE_CHECKING:
     from dovetail.report import Report
@@ -92,7 +92,7 @@ Folded = tuple[int, int, int, int]
 """Start and end (femtoseconds) of the iterations left out, how many they are, how many spans they hold."""
 
 
-def shortened(entries: tuple[Span | Fold, ...], shift: int = 0) -> Iterator[Span | Folded]:
+def shortened(entries: Entries, shift: int = 0) -> Iterator[Span | Folded]:
     """Spans with each fold reduced to its first and last iteration, and a `Folded` for what lies between them."""
     for entry in entries:
         if isinstance(entry, Span):
@@ -107,7 +107,7 @@ def shortened(entries: tuple[Span | Fold, ...], shift: int = 0) -> Iterator[Span
             yield from shortened(entry.body, shift + (entry.count - 1) * entry.period)
 
 
-def first_start(entries: tuple[Span | Fold, ...]) -> int:
+def first_start(entries: Entries) -> int:
     """When the earliest span of a recording starts; a fold starts with its first iteration."""
     return min(entry.start if isinstance(entry, Span) else first_start(entry.body) for entry in entries)
 
@@ -116,7 +116,7 @@ def resources(report: Report) -> list[str]:
     """Resources in the order of the report's utilisation, then those that only the trace names, in order of appearance."""
     seen = dict.fromkeys(report.utilization)
 
-    def visit(entries: tuple[Span | Fold, ...]) -> None:
+    def visit(entries: Entries) -> None:
         for entry in entries:
             if isinstance(entry, Span):
                 seen.setdefault(entry.on)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_serializer, model_validator
@@ -14,9 +15,9 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_serializer, m
 import hw.units  # noqa: F401 - registers the unit kinds
 from hw.errors import HardwareError, nearest
 from hw.generations import with_generation
-from hw.memory import Dram, Memory, Scratchpad, memory_class
+from hw.memory import Dram, Memory, Scratchpad, Share, memory_class
 from hw.part import Part
-from hw.quantity import Bandwidth, Duration, Frequency, Power, cycles_to_fs
+from hw.quantity import Bandwidth, Duration, Energy, Frequency, Power, cycles_to_fs
 from hw.unit import UNITS, Unit, unit_class
 from hw.work import Work
 
@@ -38,12 +39,22 @@ AnyMemory = Annotated[SerializeAsAny[Memory], BeforeValidator(lambda v: _build(v
 
 
 class Link(Part):
-    """A connection from `sink`'s side to `source`'s data. Without a bandwidth it is as fast as its ends."""
+    """A connection from `sink`'s side to `source`'s data. Without a bandwidth it is as fast as its ends.
+
+    A link with a `bandwidth` between main memory and a unit, or a scratchpad of units, is a way of their own beside the memory's
+    interface: that of units near or in the memory. `access` says what the memory does meanwhile: with `exclusive` it serves
+    either this way or its interface at a time, with `concurrent` both (other banks serve the interface). `efficiency` is the share
+    of the bandwidth that streams reach (rows and refresh; the memory's `timing` is that of its interface), `latency` comes on top
+    of the memory's, `energy` is that of one bit over this way instead of the memory's.
+    """
 
     source: str
     sink: str
     bandwidth: Bandwidth | None = None
     latency: Duration = 0
+    access: Literal["exclusive", "concurrent"] = "exclusive"
+    efficiency: Share = Fraction(1)
+    energy: Energy | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -53,6 +64,12 @@ class Link(Part):
                 raise HardwareError(f"expected a pair (source, sink), found {value!r}")
             return {"source": value[0], "sink": value[1]}
         return value
+
+    @model_validator(mode="after")
+    def _fast(self) -> Link:
+        if self.bandwidth is None and (self.access != "exclusive" or self.efficiency != 1 or self.energy is not None):
+            raise HardwareError("access, efficiency and energy belong to a link with a bandwidth; state its bandwidth")
+        return self
 
 
 class Constant(Part):
@@ -127,6 +144,20 @@ class Device(Part):
         unit = self.units[name]
         per_cycle = 2 * unit.macs_per_cycle(number_format) or unit.operations_per_cycle()
         return per_cycle * unit.count * self.unit_clock(name)
+
+    def own_way(self, unit: str) -> Link | None:
+        """The link over which a unit reaches main memory beside the interface: one with a bandwidth that ends at the unit or at a
+        scratchpad of it. None for a unit behind the interface."""
+        main = self.main_memory
+        ends = {unit} | {
+            name
+            for name, memory in self.memories.items()
+            if isinstance(memory, Scratchpad) and any({link.source, link.sink} == {name, unit} for link in self.links)
+        }
+        for link in self.links:
+            if link.bandwidth is not None and main in (link.source, link.sink) and ends & {link.source, link.sink}:
+                return link
+        return None
 
     def scratchpad(self, operand: str, unit: str) -> str | None:
         """The scratchpad that serves an operand (`activations`, `weights`, `outputs`) of a unit: linked to it, or the only one."""

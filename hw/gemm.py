@@ -45,6 +45,17 @@ def gemm_cases(
         yield Case(Gemm(m, n, k, number_format), (draw(left, (m, k), ends), draw(right, (k, n), ends)))
 
 
+def every_pair(left: int, right: int, lanes: int) -> tuple[Array, Array]:
+    """Codes [`left`, lanes] and [lanes, `right`] of a product in which each lane meets every pair of codes.
+
+    >>> a, b = every_pair(4, 8, 3)
+    >>> len({(int(x), int(y)) for x in a[:, 2] for y in b[2]})
+    32
+    """
+    lane = np.arange(lanes)
+    return (np.arange(left)[:, None] + lane) % left, (np.arange(right) + 3 * lane[:, None]) % right
+
+
 def dot_words(left: Any, right: Any, lanes: int) -> tuple[Array, Array, Array]:
     """The operands of [M, K] x [K, N] as dot products of `lanes`, padded with zeros along K: one result after the other.
 

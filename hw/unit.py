@@ -33,6 +33,8 @@ class Unit(Part):
     """
 
     kind: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    """The name that lists and verification use, where it says more than the kind in a device file."""
     executes: ClassVar[frozenset[str]] = frozenset()
     execution: ClassVar[str] = "tiles"
     """How the mapper uses the unit: `tiles` from software-managed scratchpads, or `waves` of thread blocks behind a cache."""
@@ -42,10 +44,10 @@ class Unit(Part):
     mac_energy: dict[str, Energy] = Field(default_factory=dict)
     operation_energy: Energy | None = None
 
-    def __init_subclass__(cls, kind: str = "", executes: set[str] | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(cls, kind: str = "", executes: set[str] | None = None, known_as: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if kind:
-            cls.kind = kind
+            cls.kind, cls.title = kind, known_as or kind
             cls.executes = frozenset(executes or ())
             UNITS[kind] = cls
 
@@ -78,6 +80,11 @@ class Unit(Part):
 
     def cases(self, rng: Any) -> Iterator[Case]:
         """Work with operands that exercise the golden function and the RTL; endless, corner cases first. `rng` is numpy's."""
+        return iter(())
+
+    def whole_space(self) -> Iterator[Case]:
+        """Cases that between them bring every operand combination to each of the unit's multipliers or decoders, where those are
+        few enough to list; nothing otherwise."""
         return iter(())
 
     @classmethod

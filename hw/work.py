@@ -12,7 +12,8 @@ class Gemm:
 
     A tile may be part of a longer run on the same unit: `opens` and `closes` say that its accumulation (or, for stationary
     weights, its stream of rows) begins or ends here; `cold` and `final` that it is the first or last tile of the operator,
-    where fill and drain cannot hide behind a neighbour. A tile by itself has all four.
+    where fill and drain cannot hide behind a neighbour. A tile by itself has all four. `accumulated` is the part of the
+    contraction that earlier tiles of the same run have added up already; only a tile that does not open a run has any.
     """
 
     m: int
@@ -23,6 +24,7 @@ class Gemm:
     closes: bool = True
     cold: bool = True
     final: bool = True
+    accumulated: int = 0
 
     @property
     def macs(self) -> int:

@@ -4,9 +4,12 @@ from mapper.compile import Compiled, Placed, compile_graph
 from mapper.errors import CapacityError, MappingError
 from mapper.mapping import Mapping, OperatorMapping
 from mapper.program import Move, Program, Repeat, Task
+from mapper.search import Choice, Space
+from mapper.strategies import strategy
 
 __all__ = [
     "CapacityError",
+    "Choice",
     "Compiled",
     "Mapping",
     "MappingError",
@@ -15,6 +18,8 @@ __all__ = [
     "Placed",
     "Program",
     "Repeat",
+    "Space",
     "Task",
     "compile_graph",
+    "strategy",
 ]

@@ -12,14 +12,26 @@ from fractions import Fraction
 from functools import cached_property
 from math import ceil
 
+from hw.memory import Pieces
 from hw.quantity import FS_PER_S
 from hw.work import Gemm, Vector
 from mapper.kernels import Kernel, Operand
 from mapper.mapping import OperatorMapping
+from mapper.matrix import OnMatrixUnit
 from mapper.pipeline import Job, Loop, Tile, Tiles
 from mapper.plan import Plan, pieces, tile_sizes
 from mapper.target import Target
 from workloads.cost import attended_keys
+from workloads.format import Format
+
+SMALLEST_QUERIES = 16
+"""Query positions per block that are considered however many blocks that makes."""
+
+MOST_BLOCKS = 4096
+"""Blocks of fewer query positions than that are considered up to this number of blocks."""
+
+SMALLEST_KEYS = 4
+"""Keys per block, at least."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,11 @@ class Blocks:
         """Bytes written per query position of a stream."""
         return sum((o.size for o in self.kernel.writes), Fraction(0)) / (self.heads * self.kernel.operator["queries"])
 
+    def pieces(self, rows: int, size: Fraction) -> Pieces | None:
+        """How `size` bytes for each of so many query positions lie in main memory: between them are those of the other heads."""
+        heads = self.kernel.operator["kv_heads"]
+        return Pieces(size, size * heads) if rows > 1 and heads > 1 else None
+
     def keys_of(self, start: int, rows: int) -> int:
         """Keys that the query positions [start, start + rows) attend to, together."""
         op = self.kernel.operator
@@ -73,14 +90,33 @@ class Blocks:
         first = max(0, past + start - op["window"] + 1) if op["window"] and op["causal"] else 0
         return last - first
 
+    def query_blocks(self) -> list[int]:
+        """Query positions per block to consider: doublings, of which no more than `MOST_BLOCKS` blocks follow each other."""
+        queries = self.kernel.operator["queries"]
+        return [q for q in tile_sizes(queries, 1) if q >= min(SMALLEST_QUERIES, queries) or ceil(queries / q) <= MOST_BLOCKS]
+
+    def pieces_of(self, block: int, keys: int) -> dict[tuple[int, int], int]:
+        """How many products of (query positions, keys) blocks of so many query positions and keys make."""
+        counts: dict[tuple[int, int], int] = {}
+        for rows, total in self.rows_and_keys(block):
+            for piece, count in pieces(total, keys):
+                counts[rows, piece] = counts.get((rows, piece), 0) + count
+        return counts
+
+    @cached_property
+    def _blocks(self) -> dict[int, list[tuple[int, int]]]:
+        return {}
+
     def rows_and_keys(self, block: int) -> list[tuple[int, int]]:
         """(query positions, keys) of every block of queries."""
-        queries = self.kernel.operator["queries"]
-        return [(min(block, queries - s), self.keys_of(s, min(block, queries - s))) for s in range(0, queries, block)]
+        if block not in self._blocks:
+            queries = self.kernel.operator["queries"]
+            self._blocks[block] = [(min(block, queries - s), self.keys_of(s, min(block, queries - s))) for s in range(0, queries, block)]
+        return self._blocks[block]
 
 
 @dataclass(frozen=True)
-class Flash:
+class Flash(OnMatrixUnit):
     """Attention on scratchpads. Parameters: `q` query positions and `k` keys per block."""
 
     target: Target
@@ -90,13 +126,9 @@ class Flash:
     def blocks(self) -> Blocks:
         return Blocks(self.kernel)
 
-    @cached_property
-    def placement(self) -> tuple[str, str]:
-        return self.target.matrix_unit(self.kernel.name, self.blocks.query.format, self.blocks.cached[-1].format)
-
     @property
-    def unit(self) -> str:
-        return self.placement[0]
+    def multiplied(self) -> tuple[Format, Format]:
+        return self.blocks.query.format, self.blocks.cached[-1].format
 
     @cached_property
     def vector(self) -> str:
@@ -104,8 +136,8 @@ class Flash:
 
     def candidates(self) -> Iterator[OperatorMapping]:
         op = self.kernel.operator
-        for q in tile_sizes(op["queries"], 16):
-            for k in tile_sizes(min(op["keys"], self.blocks.keys_of(0, op["queries"])), 64):
+        for q in self.blocks.query_blocks():
+            for k in tile_sizes(min(op["keys"], self.blocks.keys_of(0, op["queries"])), SMALLEST_KEYS):
                 if q * self.blocks.group * k <= 2**22:
                     yield OperatorMapping(self.kernel.name, self.unit, "flash", {"q": q, "k": k})
 
@@ -132,14 +164,10 @@ class Flash:
         op, unit = self.kernel.operator, self.target.unit(self.unit)
         q, k = mapping.integer("q"), mapping.integer("k")
         cycles, size = 0, Fraction(0)
-        known: dict[tuple[int, int], int] = {}
-        for rows, keys in self.blocks.rows_and_keys(min(q, op["queries"])):
-            if (rows, keys) not in known:
-                known[rows, keys] = sum(
-                    count * sum(unit.cycles(work) for work in self._works(rows, piece, final=False)) for piece, count in pieces(keys, k)
-                )
-            cycles += known[rows, keys]
-            size += keys * self.blocks.key_size + rows * (self.blocks.row_size + self.blocks.out_size)
+        for (rows, keys), count in self.blocks.pieces_of(min(q, op["queries"]), k).items():
+            cycles += count * sum(unit.cycles(work) for work in self._works(rows, keys, final=False))
+            size += count * keys * self.blocks.key_size
+        size += op["queries"] * (self.blocks.row_size + self.blocks.out_size)
         compute = cycles * self.blocks.heads * FS_PER_S // self.target.device.unit_clock(self.unit)
         if self.target.private_interfaces or self.target.excludes_cold_fill:
             return compute
@@ -179,12 +207,12 @@ class Flash:
         b, target, op = self.blocks, self.target, self.kernel.operator
         load: tuple[Job, ...] = (target.transfer("load k, v", "weights", read=keys * b.key_size),)
         if first:
-            load += (target.transfer("load q", "activations", read=rows * b.row_size),)
+            load += (target.transfer("load q", "activations", read=rows * b.row_size, pieces=b.pieces(rows, b.row_size)),)
         scores, values = self._works(rows, keys, final=True)
         softmax = [Vector(scores.m * keys, 4, 1), Vector(scores.m * op["value_dim"], 2)]
         store: tuple[Job, ...] = ()
         if last:
-            store = (target.transfer("store o", "outputs", written=rows * b.out_size),)
+            store = (target.transfer("store o", "outputs", written=rows * b.out_size, pieces=b.pieces(rows, b.out_size)),)
         return (
             load,
             (target.multiply("q k", self.unit, scores),),

@@ -37,7 +37,12 @@ def kernel_bound(target: Target, kernel: Kernel, number_format: str, latency_fs:
     """The bound of one kernel that computes in `number_format` and needs `latency_fs` to start."""
     device = target.device
     macs = cost.macs(kernel.operator) if number_format else 0
-    rate = sum(u.macs_per_cycle(number_format) * u.count * device.unit_clock(n) for n, u in device.units.items() if "gemm" in u.executes)
+    rate = 0
+    if formats := kernel.multiplied:
+        for name in device.units_for("gemm"):
+            unit = device.units[name]
+            best = max((unit.macs_per_cycle(lowering) for lowering in target.lowerings(name, *formats)), default=0)
+            rate += best * unit.count * device.unit_clock(name)
     matrix = macs * FS_PER_S // rate if macs else 0
     vector = _vector_fs(target, of_kernel(kernel))
     total = sum((o.size for o in kernel.compulsory), Fraction(0))
@@ -73,5 +78,7 @@ def total_fs(target: Target, bounds: Iterable[Bound]) -> int:
         # what fits on the chip may be there before the clock starts, or leave after it stops, in every kernel
         room = len(bounds) * sum(m.total for m in target.device.memories.values() if isinstance(m, Scratchpad))
         sizes = [max(Fraction(0), size - room) for size in sizes]
-    bytes_fs = max((transfer_fs(size, target.memory.bandwidth) - 1 for size in sizes if size), default=0)
-    return max(sum(b.matrix_fs for b in bounds), sum(b.vector_fs for b in bounds), bytes_fs, sum(b.latency_fs for b in bounds))
+    bytes_fs = max((transfer_fs(size, target.peak_bandwidth) - 1 for size in sizes if size), default=0)
+    # kernels that run at the same time on different units wait for their launches at the same time
+    latency = sum(b.latency_fs for b in bounds) // max(1, len(target.device.units_for("gemm")))
+    return max(sum(b.matrix_fs for b in bounds), sum(b.vector_fs for b in bounds), bytes_fs, latency)

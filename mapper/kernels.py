@@ -27,8 +27,8 @@ class Operand:
     """What a kernel reads or writes of one tensor: `elements` of `format`, of a tensor of `total` elements."""
 
     tensor: str
-    elements: int
-    total: int
+    elements: int | Fraction
+    total: int | Fraction
     format: Format
     role: str
     position: int = -1  # index among the main operator's inputs; -1 for operands of fused operators and outputs
@@ -74,6 +74,18 @@ class Kernel:
         return next(operand for operand in self.reads if operand.tensor == name)
 
     @property
+    def multiplied(self) -> tuple[Format, Format] | None:
+        """The stored formats of the two sides of its products (of attention: queries, and the last of keys and values); None for a
+        kernel without products."""
+        match self.kind:
+            case "matmul" | "grouped_matmul":
+                return self.input(0).format, self.input(1).format
+            case "attention":
+                names = self.operator.inputs[1:3]
+                return self.input(0).format, [o for o in self.reads if o.tensor in names][-1].format
+        return None
+
+    @property
     def flops(self) -> int:
         return sum(cost.flops(op) for op in (self.operator, *self.fused))
 
@@ -89,11 +101,11 @@ def fuse(graph: Graph) -> list[tuple[Segment, list[Kernel]]]:
         for operator in segment.operators:
             for name in operator.inputs:
                 consumers[name] = consumers.get(name, 0) + 1
-    seen: dict[str, int] = {}
+    seen: dict[str, int | Fraction] = {}
     return [(segment, _fuse_segment(graph, segment, consumers, seen)) for segment in graph.segments]
 
 
-def _fuse_segment(graph: Graph, segment: Segment, consumers: dict[str, int], seen: dict[str, int]) -> list[Kernel]:
+def _fuse_segment(graph: Graph, segment: Segment, consumers: dict[str, int], seen: dict[str, int | Fraction]) -> list[Kernel]:
     groups: list[list[Operator]] = []
     producer: dict[str, int] = {}
     for operator in segment.operators:
@@ -161,7 +173,7 @@ def _host(
 
 
 def _kernel(
-    graph: Graph, mains: list[Operator], behind: list[Operator], consumers: dict[str, int], seen: dict[str, int]
+    graph: Graph, mains: list[Operator], behind: list[Operator], consumers: dict[str, int], seen: dict[str, int | Fraction]
 ) -> Kernel:
     main, fused, group = mains[0], tuple(behind), [*mains, *behind]
     inside = {name for operator in group for name in operator.outputs}
@@ -215,7 +227,9 @@ def _joined(mains: list[Operator]) -> Operator:
     )
 
 
-def _compulsory(graph: Graph, reads: tuple[Operand, ...], writes: tuple[Operand, ...], seen: dict[str, int]) -> Iterator[Operand]:
+def _compulsory(
+    graph: Graph, reads: tuple[Operand, ...], writes: tuple[Operand, ...], seen: dict[str, int | Fraction]
+) -> Iterator[Operand]:
     """Weights, the part of the KV cache that was there before, what enters the graph, and what leaves it or stays in the cache.
 
     What an earlier kernel has read may still be on the chip: only the elements beyond those `seen` count again.

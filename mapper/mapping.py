@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping as MappingType
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -17,15 +17,23 @@ Value = int | str
 
 @dataclass(frozen=True)
 class OperatorMapping:
-    """How one kernel runs: the `unit`, the `family` of loop nest, and its `parameters` (tile sizes, loop order, ...)."""
+    """How one kernel runs: the `unit`, the `family` of loop nest, and its `parameters` (tile sizes, loop order, ...).
+
+    `placement` is what the unit alone does not say: the `format` and the `vector` unit where there is a choice, `split` and
+    `copies` of units in lockstep, the `share` of the memory's time, `together` with which kernel it runs at the same time.
+    `parts` are the pieces of a kernel that several units share, each with its `size`.
+    """
 
     operator: str
     unit: str
     family: str
     parameters: MappingType[str, Value]
+    placement: MappingType[str, Value] = field(default_factory=dict)
+    parts: tuple[OperatorMapping, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
+        object.__setattr__(self, "placement", MappingProxyType(dict(self.placement)))
 
     def integer(self, name: str) -> int:
         """A positive integer parameter. Raises `MappingError` when it is missing or is none."""
@@ -42,7 +50,25 @@ class OperatorMapping:
         return value
 
     def __str__(self) -> str:
-        return " ".join([self.family, *(f"{key}={value}" for key, value in self.parameters.items())])
+        if self.parts:
+            pieces = "; ".join(f"{part.unit} {part.placement.get('size')}: {part}" for part in self.parts)
+            return f"{self.family} {self.parameters.get('split')} ({pieces})"
+        shown = {**self.parameters, **{k: v for k, v in self.placement.items() if k != "size"}}
+        return " ".join([self.family, *(f"{key}={value}" for key, value in shown.items())])
+
+    def to_json(self) -> dict[str, Any]:
+        document: dict[str, Any] = {"operator": self.operator, "unit": self.unit, "family": self.family}
+        document["parameters"] = dict(self.parameters)
+        if self.placement:
+            document["placement"] = dict(self.placement)
+        if self.parts:
+            document["parts"] = [part.to_json() for part in self.parts]
+        return document
+
+    @classmethod
+    def from_json(cls, o: Any) -> OperatorMapping:
+        parts = tuple(cls.from_json(part) for part in o.get("parts", ()))
+        return cls(o["operator"], o["unit"], o["family"], o["parameters"], o.get("placement", {}), parts)
 
 
 @dataclass(frozen=True)
@@ -59,9 +85,7 @@ class Mapping:
             "type": "mapping",
             "device": self.device,
             "workload": self.workload,
-            "operators": [
-                {"operator": o.operator, "unit": o.unit, "family": o.family, "parameters": dict(o.parameters)} for o in self.operators
-            ],
+            "operators": [o.to_json() for o in self.operators],
         }
 
     def dumps(self) -> str:
@@ -83,9 +107,9 @@ class Mapping:
             return cls(
                 document["device"],
                 document["workload"],
-                tuple(OperatorMapping(o["operator"], o["unit"], o["family"], o["parameters"]) for o in document["operators"]),
+                tuple(OperatorMapping.from_json(o) for o in document["operators"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise MappingError(f"{where}: not a complete saved mapping ({error!r})") from None
 
     def find(self, operator: str) -> OperatorMapping:

@@ -15,14 +15,21 @@ from functools import cached_property
 from math import ceil, prod
 from typing import Any
 
+import numpy as np
+
+from hw.memory import Pieces
 from hw.quantity import FS_PER_S
 from hw.work import Gemm, Vector
 from mapper.kernels import Kernel, Operand
-from mapper.mapping import OperatorMapping
+from mapper.mapping import OperatorMapping, Value
+from mapper.matrix import OnMatrixUnit
+from mapper.nest_table import Columns, NestTable
 from mapper.pipeline import Job, Loop, Tile, Tiles
-from mapper.plan import Plan, pieces, tile_sizes
+from mapper.plan import Plan, balanced_sizes, pieces
 from mapper.program import Move
+from mapper.streamed import Streamed
 from mapper.target import Target
+from workloads.format import Format
 
 ORDERS = {"outputs": ("mnk", "nmk"), "weights": ("nkm", "mnk", "nmk")}
 HOLDS = ("none", "a", "b", "ab")
@@ -55,7 +62,7 @@ def products(kernel: Kernel) -> tuple[Product, ...]:
 
 
 @dataclass(frozen=True)
-class Nest:
+class Nest(OnMatrixUnit):
     """One matrix kernel on one unit."""
 
     target: Target
@@ -66,13 +73,9 @@ class Nest:
     def products(self) -> tuple[Product, ...]:
         return products(self.kernel)
 
-    @cached_property
-    def placement(self) -> tuple[str, str]:
-        return self.target.matrix_unit(self.kernel.name, self.left.format, self.right.format)
-
     @property
-    def unit(self) -> str:
-        return self.placement[0]
+    def multiplied(self) -> tuple[Format, Format]:
+        return self.left.format, self.right.format
 
     @cached_property
     def left(self) -> Operand:
@@ -123,12 +126,16 @@ class Nest:
     def _made(self) -> dict[Any, Job]:
         return {}
 
-    def transfer(self, name: str, operand: str, elements: int, size: Fraction | int, store: bool = False) -> Job:
-        """A transfer of `elements` of `size` bytes each; equal ones are made once."""
-        key = (name, elements)
+    def transfer(
+        self, name: str, operand: str, elements: Fraction | int, size: Fraction | int, run: int = 0, width: int = 0, store: bool = False
+    ) -> Job:
+        """A transfer of `elements` of `size` bytes each; equal ones are made once. They are pieces of
+        `run` elements of rows of `width` elements; 0: one run."""
+        key = (name, elements, run, width)
         if key not in self._made:
             read, written = (0, elements * size) if store else (elements * size, 0)
-            self._made[key] = self.target.transfer(name, operand, read, written)
+            pieces = Pieces(run * size, width * size) if run < min(width, elements) else None
+            self._made[key] = self.target.transfer(name, operand, read, written, pieces)
         return self._made[key]
 
     def multiply(self, work: Gemm) -> Job:
@@ -156,34 +163,66 @@ class Nest:
         return self.target.vector_unit(self.kernel.name) if any(self.epilogue) else None
 
     # Candidates --------------------------------------------------------------------------------------------------------------
-    def candidates(self) -> Iterator[OperatorMapping]:
+    @cached_property
+    def table(self) -> NestTable:
         """Every mapping of the search space, whether it fits or not; the space does not depend on capacities or speeds."""
         unit = self.target.unit(self.unit)
         bm, bn, bk = unit.granularity()
-        big = Product(1, max(p.m for p in self.products), self.products[0].n, self.products[0].k)
-        for m in tile_sizes(big.m, max(bm, 32)):
-            for n in tile_sizes(big.n, max(bn, 32)):
-                for k in tile_sizes(big.k, bk if unit.stationary() == "weights" else 64):
-                    trips = {"m": ceil(big.m / m), "n": ceil(big.n / n), "k": ceil(big.k / k)}
-                    seen = set()
-                    for order in ORDERS[unit.stationary()]:
-                        real = "".join(d for d in order if trips[d] > 1)
-                        if real in seen:
-                            continue
-                        seen.add(real)
-                        holds_a = "n" in real and any(d in real[real.index("n") :] for d in "mk")
-                        holds_b = "m" in real and any(d in real[real.index("m") :] for d in "nk")
-                        spills = "k" in real and real[-1] != "k"
-                        for hold in HOLDS:
-                            if ("a" in hold and not holds_a) or ("b" in hold and not holds_b):
-                                continue
-                            for sums in SUMS if spills else SUMS[:1]:
-                                yield OperatorMapping(
-                                    self.kernel.name,
-                                    self.unit,
-                                    "nest",
-                                    {"m": m, "n": n, "k": k, "order": order, "hold": hold, "sums": sums},
-                                )
+        orders = ORDERS[unit.stationary()]
+        full = (max(p.m for p in self.products), self.products[0].n, self.products[0].k)
+        blocks = (max(bm, 32), max(bn, 32), bk if unit.stationary() == "weights" else 64)
+        least = (bm, bn, bk) if unit.stationary() == "weights" else (bm, bn, 64)
+        sizes = [
+            sorted({min(size, small), *balanced_sizes(size, block)}) for size, block, small in zip(full, blocks, least, strict=True)
+        ]
+        axes = [np.array(values, dtype=np.int64) for values in (*sizes, range(len(orders)), range(len(HOLDS)), range(len(SUMS)))]
+        m, n, k, order, hold, sums = (grid.reshape(-1) for grid in np.meshgrid(*axes, indexing="ij"))
+        c = Columns(m, n, k, order, (hold == 1) | (hold == 3), hold >= 2, sums == 1)
+        return NestTable(self, c.take(np.flatnonzero(_useful(c, orders, full))), orders)
+
+    def mapping(self, row: int) -> OperatorMapping:
+        """The mapping in a row of the table."""
+        c = self.table.columns
+        hold = ("a" if c.hold_a[row] else "") + ("b" if c.hold_b[row] else "") or "none"
+        sizes: dict[str, Value] = {d: int(getattr(c, d)[row]) for d in "mnk"}
+        order, sums = self.table.orders[int(c.order[row])], SUMS[int(c.spill[row])]
+        return OperatorMapping(self.kernel.name, self.unit, "nest", {**sizes, "order": order, "hold": hold, "sums": sums})
+
+    def candidates(self) -> Iterator[OperatorMapping]:
+        """The mappings of the table, one after the other."""
+        return (self.mapping(row) for row in range(len(self.table.columns)))
+
+    @cached_property
+    def others(self) -> tuple[Streamed, ...]:
+        """Further families of mappings of the same kernel."""
+        return (Streamed(self),) if Streamed.applies(self) else ()
+
+    def rules_of_thumb(self) -> Iterator[OperatorMapping]:
+        """Mappings by rule, likely ones first: tiles grown evenly until the scratchpads are full, the contraction innermost."""
+        unit = self.target.unit(self.unit)
+        bm, bn, bk = unit.granularity()
+        big = max(self.products, key=lambda p: p.m)
+        room = {name: self.target.device.memories[name].capacity for name in set(self.pads.values())}
+        m, n, k = min(big.m, max(bm, 32)), min(big.n, max(bn, 32)), min(big.k, max(bk, 64))
+        best = None
+        for _ in range(24):
+            sizes: dict[str, Value] = {"m": m, "n": n, "k": k}
+            mapping = OperatorMapping(self.kernel.name, self.unit, "nest", {**sizes, "order": "mnk", "hold": "none", "sums": "local"})
+            if any(need > room[pad] for pad, need in self.footprint(mapping).items()):
+                break
+            best = mapping
+            if k < big.k and k <= 8 * min(m, n):
+                k = min(big.k, 2 * k)
+            elif n < big.n and (n <= m or m >= big.m):
+                n = min(big.n, 2 * n)
+            elif m < big.m:
+                m = min(big.m, 2 * m)
+            elif k < big.k:
+                k = min(big.k, 2 * k)
+            else:
+                break
+        if best is not None:
+            yield best
 
     # One mapping ---------------------------------------------------------------------------------------------------------------
     def shape(self, mapping: OperatorMapping, product: Product) -> dict[str, int]:
@@ -288,6 +327,28 @@ class Nest:
 
 
 
+def _useful(c: Columns, orders: tuple[str, ...], full: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+    """Rows that say something new: of loop orders that visit the same tiles the first, and only what can be held or spilled."""
+    real = {d: -(-size // getattr(c, d)) > 1 for d, size in zip("mnk", full, strict=True)}
+    useful = np.ones(len(c), dtype=bool)
+    for index, order in enumerate(orders):
+        here = c.order == index
+        for earlier in orders[:index]:
+            same = np.ones(len(c), dtype=bool)
+            for x, y in ((0, 1), (0, 2), (1, 2)):
+                if earlier.index(order[x]) > earlier.index(order[y]):  # the two loops are exchanged: alike only if one is none
+                    same &= ~(real[order[x]] & real[order[y]])
+            useful &= ~(here & same)
+        after_n, after_m, after_k = (order[order.index(d) + 1 :] for d in "nmk")
+        inside_n, inside_m, inside_k = (
+            np.logical_or.reduce([real[d] for d in after]) if after else np.zeros(len(c), dtype=bool)
+            for after in (after_n, after_m, after_k)
+        )
+        useful &= ~here | ((~c.hold_a | (real["n"] & inside_n)) & (~c.hold_b | (real["m"] & inside_m)))
+        useful &= ~here | ~c.spill | (real["k"] & inside_k)
+    return useful
+
+
 class _Tiling:
     """Writes the tiles of one product."""
 
@@ -343,23 +404,25 @@ class _Tiling:
         k_first, k_last = flags["k"]
         wide = self.unit.accumulator_bytes()
         loads: list[Job] = []
+        full = self.full
         if load_a:
-            loads.append(nest.transfer("load a", "activations", m * k, nest.a_size))
+            loads.append(nest.transfer("load a", "activations", m * k, nest.a_size, k, full["k"]))
         if load_b:
-            loads.append(nest.transfer("load b", "weights", k * n, nest.b_size))
+            loads.append(nest.transfer("load b", "weights", k * n, nest.b_size, k, full["k"]))
         if k_last and nest.extra_size:
-            loads.append(nest.transfer("load extra", "outputs", m * n, nest.extra_size))
+            loads.append(nest.transfer("load extra", "outputs", m * n, nest.extra_size, n, full["n"]))
         if self.sums == "spill" and not k_first:
-            loads.append(nest.transfer("load sums", "outputs", m * n, wide))
+            loads.append(nest.transfer("load sums", "outputs", m * n, wide, n, full["n"]))
         start = all(first for first, _ in flags.values()) and self.first
         end = all(last for _, last in flags.values()) and self.last
         opens = flags[self.run][0] if self.run else True
         closes = flags[self.run][1] if self.run else True
-        work = Gemm(m, n, k, nest.placement[1], opens, closes, cold=start, final=end)
+        accumulated = self.full["k"] - k if self.run == "k" and closes and not opens else 0
+        work = Gemm(m, n, k, nest.placement[1], opens, closes, cold=start, final=end, accumulated=accumulated)
         post = (nest.post_process(m * n),) if nest.post_unit and k_last else ()
         stores: list[Job] = []
         if k_last:
-            stores.append(nest.transfer("store c", "outputs", m * n, nest.out_size, store=True))
+            stores.append(nest.transfer("store c", "outputs", m * n, nest.out_size, n, full["n"], store=True))
         elif self.sums == "spill":
-            stores.append(nest.transfer("store sums", "outputs", m * n, wide, store=True))
+            stores.append(nest.transfer("store sums", "outputs", m * n, wide, n, full["n"], store=True))
         return tuple(loads), (nest.multiply(work),), post, tuple(stores)

@@ -129,12 +129,33 @@ def exclude_exposed(steps: Steps, memory: str) -> Steps:
 class Lowering:
     """Writes kernels as tasks, one after the other, on queues that hand over through tokens.
 
-    The launch queue starts every step: it waits until all resources of the step before have finished, takes its own time
-    (a kernel launch, a memory latency) and releases the resources of the next step.
+    The sequencer's queue starts every step: it waits until all resources of the step before have finished, takes its own time
+    (a kernel launch, a memory latency) and releases the resources of the next step. Kernels that run at the same time on
+    different resources have a sequencer each (`fork`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sequencer: str = LAUNCH) -> None:
+        self.sequencer = sequencer
         self.active: tuple[str, ...] = ()
+
+    def fork(self, name: str, branches: Sequence[tuple[str, Callable[[Lowering], list[Item]]]]) -> list[Item]:
+        """What several sequencers write, at the same time: all start together, and what follows waits for all of them.
+
+        Branches must not use the same queues; the name of a branch becomes that of its sequencer.
+        """
+        sequencers = tuple(f"{self.sequencer}.{branch}" for branch, _ in branches)
+        items: list[Item] = [self._go(f"{name}: fork", 0, sequencers)]
+        for sequencer, (_, write) in zip(sequencers, branches, strict=True):
+            lowering = Lowering(sequencer)
+            items.append(Task(f"{name}: begin", sequencer, 0, (f"{sequencer}.go",)))
+            items += write(lowering)
+            done = tuple(lowering._channel(queue, "done") for queue in lowering.active)
+            items.append(Task(f"{name}: end", sequencer, 0, done, (f"{sequencer}.done",)))
+        return items
+
+    def _channel(self, queue: str, event: str) -> str:
+        """A channel between this sequencer and a queue."""
+        return f"{queue}.{event}" if self.sequencer == LAUNCH else f"{queue}.{event}@{self.sequencer}"
 
     def kernel(self, name: str, steps: Steps, setup: tuple[tuple[str, int], ...] = ()) -> list[Item]:
         """Tasks of one kernel. `setup` are (reason, femtoseconds) that the launch queue spends before the first step."""
@@ -170,12 +191,12 @@ class Lowering:
         for queue in queues:
             jobs = [job for job in step if job.on == queue]
             for index, job in enumerate(jobs):
-                waits = (f"{queue}.go",) if index == 0 else ()
-                releases = (f"{queue}.done",) if index == len(jobs) - 1 else ()
+                waits = (self._channel(queue, "go"),) if index == 0 else ()
+                releases = (self._channel(queue, "done"),) if index == len(jobs) - 1 else ()
                 items.append(Task(f"{name}: {job.name}", queue, job.cycles, waits, releases, job.moves, job.macs, job.operations))
         return items
 
     def _go(self, name: str, fs: int, starts: tuple[str, ...]) -> Task:
-        waits = tuple(f"{queue}.done" for queue in self.active)
+        waits = tuple(self._channel(queue, "done") for queue in self.active)
         self.active = starts
-        return Task(name, LAUNCH, fs, waits, tuple(f"{queue}.go" for queue in starts))
+        return Task(name, self.sequencer, fs, waits, tuple(self._channel(queue, "go") for queue in starts))

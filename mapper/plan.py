@@ -10,12 +10,18 @@ from math import ceil
 
 from mapper.mapping import OperatorMapping
 from mapper.pipeline import Loop, Steps, Tiles, exclude_exposed, makespan, pipeline
+from mapper.program import Move
 
 
 @dataclass(frozen=True)
 class Plan:
     """Tiles through stages with `lags`; `footprint` is the bytes needed in each on-chip memory; `setup` the time before the
-    first step by reason; `untimed` names the memory whose exposed transfers are left out of the time, if any."""
+    first step by reason; `untimed` names the memory whose exposed transfers are left out of the time, if any.
+
+    A kernel in memory banks has `commands` of one channel by name, and `energy_pj` by location: in place of what its unit and
+    the traffic that is `commanded` would cost. `revised` are the steps of a kernel that loads some of the next one's weights, or
+    whose own were loaded by the one before; tiles and effort are those of the kernel by itself.
+    """
 
     mapping: OperatorMapping
     tiles: Tiles
@@ -24,9 +30,15 @@ class Plan:
     setup: tuple[tuple[str, int], ...] = ()
     untimed: str = ""
     notes: tuple[str, ...] = ()
+    commands: MappingType[str, int] = field(default_factory=dict)
+    energy_pj: MappingType[str, Fraction | None] = field(default_factory=dict)
+    commanded: tuple[Move, ...] = ()
+    revised: Steps | None = None
 
     @cached_property
     def steps(self) -> Steps:
+        if self.revised is not None:
+            return self.revised
         steps = pipeline(self.tiles, self.lags)
         return exclude_exposed(steps, self.untimed) if self.untimed else steps
 
@@ -90,6 +102,21 @@ def tile_sizes(size: int, block: int) -> list[int]:
     return [*sizes, size]
 
 
+def balanced_sizes(size: int, block: int) -> list[int]:
+    """Tile sizes to consider for a dimension, in whole blocks: its even division into up to eight, and 2^i and 3 x 2^i blocks.
+
+    Of sizes that need the same number of tiles only the smallest counts: it leaves most room and the evenest rest.
+
+    >>> balanced_sizes(300, 32)
+    [32, 64, 96, 128, 160, 300]
+    """
+    blocks = ceil(size / block)
+    counts = set(range(1, 9))
+    step = 1
+    while step < blocks:
+        counts |= {ceil(blocks / step), ceil(blocks / (3 * step))}
+        step *= 2
+    return sorted({min(size, ceil(blocks / count) * block) for count in counts})
 
 
 def pieces(size: int, tile: int) -> list[tuple[int, int]]:

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from math import ceil
+from typing import Literal
 
 from hw.memory import Cache
 from mapper.kernels import Kernel
@@ -83,24 +84,49 @@ class Residency:
                 del self.held[name]
         return Found(found)
 
+    def around(self, kernel: Kernel) -> Found:
+        """A kernel that reaches main memory past the cache finds nothing; what it writes is not in the cache any more."""
+        self.drop(kernel)
+        return NOTHING
+
+    def drop(self, kernel: Kernel) -> None:
+        """What a kernel writes is in main memory alone."""
+        for operand in kernel.writes:
+            self.held.pop(operand.tensor, None)
+            self.partial.discard(operand.tensor)
+
     def forget(self, names: Iterable[str]) -> None:
         """Tensors of which the next run of a body has another instance (its weights and caches) take room but are not found."""
         self.partial.update(names)
 
 
-def residents(bodies: list[tuple[int, list[Kernel]]], cache: Cache | None) -> list[list[Found]]:
+Side = Literal["behind", "past", "both"]
+"""How a kernel reaches main memory: through the cache, past it, or in parts that do either."""
+
+
+def residents(bodies: list[tuple[int, list[Kernel]]], cache: Cache | None, sides: list[list[Side]] | None = None) -> list[list[Found]]:
     """For every kernel what it finds in the cache. In a repeated body this is what both its first run and a later run find,
-    so that all runs are alike."""
+    so that all runs are alike. `sides` says which kernels reach main memory past the cache; by default none does."""
     if cache is None:
         return [[NOTHING] * len(kernels) for _, kernels in bodies]
     held = Residency(cache)
     found: list[list[Found]] = []
-    for count, kernels in bodies:
+
+    def run(kernel: Kernel, side: Side) -> Found:
+        if side == "past":
+            return held.around(kernel)
+        hits = held.run(kernel)
+        if side == "both":
+            held.drop(kernel)
+        return hits
+
+    for number, (count, kernels) in enumerate(bodies):
+        ways: list[Side] = sides[number] if sides else ["behind"] * len(kernels)
         own = {o.tensor for k in kernels for o in (*k.reads, *k.writes) if o.role in ("weight", "kv_cache")} if count > 1 else set()
-        first = [held.run(kernel) for kernel in kernels]
+        first = [run(kernel, side) for kernel, side in zip(kernels, ways, strict=True)]
         if count > 1:
             held.forget(own)
-            again = [held.run(kernel) for kernel in kernels]
+            again = [run(kernel, side) for kernel, side in zip(kernels, ways, strict=True)]
             first = [a & b for a, b in zip(first, again, strict=True)]
             held.forget(own)
         found.append(first)

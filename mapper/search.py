@@ -1,18 +1,46 @@
 """Choosing a mapping: exact costs for the candidates that a bound cannot rule out.
 
 The space of a kernel depends on its shape and the unit only, never on capacities, bandwidths or clocks, and the candidate
-with the least exact latency is always found. Relaxing any of them can therefore never make the result worse.
+with the least exact latency is always found. Relaxing any of them can therefore never make the result worse. A search that is
+stopped early still knows a bound: the least one of the candidates that it has not looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from mapper.errors import CapacityError, MappingError
 from mapper.mapping import OperatorMapping
+from mapper.objective import LATENCY, Objective
 from mapper.plan import Plan
+from mapper.stop import NEVER, Stop
 from mapper.target import Target
+
+Array = np.ndarray[Any, Any]
+
+FIRST = 64
+"""Candidates whose exact costs are computed at first, those with the least bounds; then twice as many each time."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan and how good it is: no mapping of its space takes less than `bound_fs`; `proven` where none is better by the
+    objective. `examined` counts the mappings whose exact cost was computed, `space` all there are (0: not counted)."""
+
+    plan: Plan
+    bound_fs: int
+    proven: bool
+    examined: int = 0
+    space: int = 0
+
+    @property
+    def gap(self) -> float:
+        """How much longer the plan takes than the bound of its space, relative to the bound."""
+        return self.plan.latency_fs / self.bound_fs - 1 if self.bound_fs else 0.0
 
 
 class Space(Protocol):
@@ -37,9 +65,39 @@ class Ranked(Space, Protocol):
     def best(self, capacities: dict[str, int]) -> list[OperatorMapping]: ...
 
 
+class Table(Protocol):
+    """All mappings of a space as rows of arrays. Times are in femtoseconds, energies in picojoules, traffic in bytes of main memory."""
+
+    @property
+    def size(self) -> int: ...
+
+    def needs(self) -> dict[str, Array]: ...
+
+    def fitting(self, capacities: dict[str, int]) -> Array: ...
+
+    def bounds(self, rows: Array) -> Array: ...
+
+    def latencies(self, rows: Array) -> Array: ...
+
+    def energies(self, rows: Array) -> Array | None: ...
+
+    def traffic(self, rows: Array) -> Array: ...
+
+
+@runtime_checkable
+class Tabled(Space, Protocol):
+    """A family whose costs are computed for many mappings at once."""
+
+    @property
+    def table(self) -> Any: ...
+
+    def mapping(self, row: int) -> OperatorMapping: ...
+
+
 def replay(space: Space, mapping: OperatorMapping) -> Plan:
     """The plan of a given mapping. Raises `MappingError` when it names another unit or kind of loop nest, `CapacityError`
     when a buffer is too small."""
+    space = family_of(space, mapping)
     like = next(iter(space.candidates()))
     if (mapping.unit, mapping.family) != (like.unit, like.family):
         raise MappingError(
@@ -58,42 +116,166 @@ def replay(space: Space, mapping: OperatorMapping) -> Plan:
     return plan
 
 
-def search(space: Space, name: str) -> Plan:
-    """The plan of least latency; among equals the one that moves fewest bytes, then the first of the space.
+def others(space: Space) -> tuple[Space, ...]:
+    """Further families of mappings of the same kernel."""
+    further: tuple[Space, ...] = getattr(space, "others", ())
+    return further
+
+
+def family_of(space: Space, mapping: OperatorMapping) -> Space:
+    """The family among those of a kernel that a mapping belongs to; the first where it belongs to none."""
+    for other in others(space):
+        if mapping.family == next(iter(other.candidates())).family:
+            return other
+    return space
+
+
+def capacities(space: Space) -> dict[str, int]:
+    """Bytes of every memory of the device."""
+    return {name: memory.capacity for name, memory in space.target.device.memories.items()}
+
+
+def search(space: Space, name: str, objective: Objective = LATENCY, stop: Stop = NEVER) -> Choice:
+    """The plan of the least cost by the objective: by default of least latency; among equals the one of least energy, then the
+    one that moves fewest bytes, then the first of the space.
 
     Raises `CapacityError` when no mapping fits, naming the memory and the missing bytes of the one that misses least.
     """
-    memories = space.target.device.memories
-    if isinstance(space, Ranked) and (known := space.best({name: memory.capacity for name, memory in memories.items()})):
-        plans = [space.plan(mapping) for mapping in known]
-        return min(plans, key=lambda plan: (plan.latency_fs, plan.traffic(space.target.main)))
-    fitting: list[tuple[int, int, OperatorMapping]] = []
+    best: Choice | None = None
+    refused: CapacityError | None = None
+    for family in (space, *others(space)):
+        try:
+            best = _search_family(family, name, objective, stop, best)
+        except CapacityError as error:
+            refused = refused or error
+    if best is None:
+        assert refused is not None
+        raise refused
+    return best
+
+
+def _search_family(space: Space, name: str, objective: Objective, stop: Stop, known: Choice | None) -> Choice:
+    """The best of one family and of what is `known` from others."""
+    if isinstance(space, Tabled):
+        assert known is None
+        return _search_table(space, name, objective, stop)
+    if isinstance(space, Ranked) and objective is LATENCY and (ranked := space.best(capacities(space))):
+        plans = [space.plan(mapping) for mapping in ranked]
+        chosen = min(plans, key=lambda plan: objective.key(space, plan))
+        return Choice(chosen, chosen.latency_fs, proven=True, examined=len(plans))
+    return _search_one_by_one(space, name, objective, stop, known)
+
+
+def _search_table(space: Tabled, name: str, objective: Objective, stop: Stop) -> Choice:
+    table: Table = space.table
+    rows = table.fitting(capacities(space))
+    if not len(rows):
+        raise nothing_fits(space, name, table.needs())
+    bounds = table.bounds(rows)
+    least = int(bounds.min())
+    energies = table.energies(rows) if objective.weighs_energy else None
+    ranks = objective.rank(bounds, energies)
+    order = np.argsort(ranks, kind="stable")
+    rows, bounds, ranks = rows[order], bounds[order], ranks[order]
+    energies = energies[order] if energies is not None else None
+    best, done, width = np.inf, 0, FIRST
+    known: list[Array] = []
+    while done < len(rows) and ranks[done] <= best and not (done and stop.reached()):
+        part = slice(done, done + width)
+        latencies = table.latencies(rows[part])
+        known.append(latencies)
+        best = min(best, float(objective.rank(latencies, energies[part] if energies is not None else None).min()))
+        done += len(latencies)
+        width *= 2
+    latencies = np.concatenate(known)
+    costs = objective.rank(latencies, energies[:done] if energies is not None else None)
+    ties = np.flatnonzero(costs == costs.min())
+    chosen = int(ties[_among_equals(table, rows[ties])])
+    plan = space.plan(space.mapping(int(rows[chosen])))
+    complete = done == len(rows) or bool(ranks[done] > best)
+    bound = _bound(latencies, bounds[done:], least) if objective.weighs_energy or not complete else plan.latency_fs
+    return Choice(plan, min(bound, plan.latency_fs), complete, done, table.size)
+
+
+def _bound(examined: Array, others: Array, least: int) -> int:
+    """The least latency of the examined and of all others by their bounds."""
+    return max(least, min(int(examined.min()), int(others.min()) if len(others) else int(examined.min())))
+
+
+def _among_equals(table: Table, rows: Array) -> int:
+    """Of rows of equal cost the one of least energy, then least traffic, then the first."""
+    energies = table.energies(rows) if len(rows) > 1 else None
+    traffic = table.traffic(rows)
+    keys = [rows, traffic] + ([energies] if energies is not None else [])
+    return int(np.lexsort(keys)[0])
+
+
+def nothing_fits(space: Space, name: str, needs: dict[str, Array]) -> CapacityError:
+    """The error that names the memory and the missing bytes of the mapping that misses least."""
+    have = capacities(space)
+    pads = list(needs)
+    missing = np.stack([needs[pad] - have[pad] for pad in pads])
+    row = int(missing.max(axis=0).argmin())
+    pad = pads[int(missing[:, row].argmax())]
+    return _too_small(space, name, pad, int(needs[pad][row]))
+
+
+def _too_small(space: Space, name: str, pad: str, need: int) -> CapacityError:
+    have = space.target.device.memories[pad].capacity
+    return CapacityError(
+        f"operator {name!r}: no mapping fits: the smallest needs {need} B in {pad!r}, which holds {have} B ({need - have} B short)"
+    )
+
+
+def _search_one_by_one(space: Space, name: str, objective: Objective, stop: Stop, known: Choice | None) -> Choice:
+    have = capacities(space)
+    fitting: list[tuple[Any, int, int, OperatorMapping]] = []
     closest: tuple[int, str, int] | None = None
+    count = 0
     for index, mapping in enumerate(space.candidates()):
+        count += 1
         needs = space.footprint(mapping).items()
-        short = [(need - memories[pad].capacity, pad, need) for pad, need in needs if need > memories[pad].capacity]
+        short = [(need - have[pad], pad, need) for pad, need in needs if need > have[pad]]
         if short:
             worst = max(short)
             closest = worst if closest is None else min(closest, worst)
         else:
-            fitting.append((space.bound(mapping), index, mapping))
-    if not fitting:
+            bound = space.bound(mapping)
+            fitting.append((_least_cost(space, mapping, bound, objective), bound, index, mapping))
+    if known is None and not fitting:
         assert closest is not None
-        missing, pad, need = closest
-        raise CapacityError(
-            f"operator {name!r}: no mapping fits: the smallest needs {need} B in {pad!r}, which holds "
-            f"{memories[pad].capacity} B ({missing} B short)"
-        )
-    best: Plan | None = None
-    best_key: tuple[int, int, int] | None = None
-    for bound, index, mapping in sorted(fitting, key=lambda entry: entry[:2]):
-        if best_key is not None and bound > best_key[0]:
+        raise _too_small(space, name, closest[1], closest[2])
+    fitting.sort(key=lambda entry: entry[:3])
+    best, best_key = (known.plan, (*objective.key(space, known.plan), -1)) if known else (None, ())
+    fastest = known.bound_fs if known else None
+    examined, complete = 0, True
+    for cost, bound, index, mapping in fitting:
+        if best is not None and cost > best_key[0]:
+            break
+        if best is not None and stop.reached():
+            complete = False
+            fastest = min(bound, fastest or bound)
             break
         plan = space.plan(mapping)
-        if best_key is not None and plan.latency_fs > best_key[0]:
+        examined += 1
+        fastest = plan.latency_fs if fastest is None else min(fastest, plan.latency_fs)
+        if best is not None and not objective.weighs_energy and plan.latency_fs > best.latency_fs:
             continue
-        key = (plan.latency_fs, plan.traffic(space.target.main), index)
-        if best_key is None or key < best_key:
+        key = (*objective.key(space, plan), index)
+        if best is None or key < best_key:
             best, best_key = plan, key
     assert best is not None
-    return best
+    assert fastest is not None
+    if objective.weighs_energy and fitting:
+        fastest = min(fastest, *(bound for _, bound, _, _ in fitting))
+    if known is None:
+        return Choice(best, fastest, complete, examined, count)
+    return Choice(best, fastest, complete and known.proven, examined + known.examined, count + known.space)
+
+
+def _least_cost(space: Space, mapping: OperatorMapping, bound_fs: int, objective: Objective) -> Any:
+    """What the first thing to minimise cannot be below."""
+    if not objective.weighs_energy:
+        return bound_fs
+    least = getattr(space, "least_energy_pj", None)
+    return bound_fs * (least(mapping) if least else 0)

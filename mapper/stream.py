@@ -38,7 +38,7 @@ class Stream:
 
     @cached_property
     def elements(self) -> int:
-        return max([o.elements for o in (*self.kernel.reads, *self.kernel.writes)] + [w.elements for w in self.work] + [1])
+        return max([ceil(o.elements) for o in (*self.kernel.reads, *self.kernel.writes)] + [w.elements for w in self.work] + [1])
 
     @cached_property
     def read_size(self) -> Fraction:

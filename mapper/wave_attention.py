@@ -13,9 +13,11 @@ from hw.units.tensor_core import SLICE, TensorCore
 from hw.work import Vector
 from mapper.attention import Blocks
 from mapper.mapping import OperatorMapping
+from mapper.matrix import OnMatrixUnit
 from mapper.pipeline import Job
 from mapper.plan import Plan, tile_sizes
 from mapper.waves import SUM_BYTES, Wave
+from workloads.format import Format
 
 FEW_QUERIES = 64
 """Query positions with a past below which attention runs as in decoding."""
@@ -23,12 +25,19 @@ FEW_QUERIES = 64
 SOFTMAX_OPERATIONS = 6
 """Per score, beside the exponential: mask, scale, running maximum, subtraction, sum, conversion to the operands' format."""
 
+MOST_SPLITS = 256
+"""Parts of the keys that different thread blocks work on, at most; fewer where the operator states `splits`."""
+
+LOADS = 2
+"""Keys and values of few queries: a thread block waits for each, once per block of keys, unless loads run ahead of it (bulk copies
+by the memory accelerator that clusters of thread blocks come with)."""
+
 DEPENDENT_STEPS = 3
 """Scores, softmax and values of a block of keys wait for each other."""
 
 
 @dataclass(frozen=True)
-class WaveAttention(Wave):
+class WaveAttention(OnMatrixUnit, Wave):
     """Attention in thread blocks, each with a block of queries of one key/value head and a `split`th of its keys.
 
     Parameters: `q` query positions, query `heads` and `k` keys per block, `split`. Blocks of fewer heads than share the keys
@@ -40,19 +49,13 @@ class WaveAttention(Wave):
     def blocks(self) -> Blocks:
         return Blocks(self.kernel)
 
-    @cached_property
-    def placement(self) -> tuple[str, str]:
-        return self.target.matrix_unit(self.kernel.name, self.blocks.query.format, self.blocks.cached[-1].format)
-
     @property
-    def unit(self) -> str:
-        return self.placement[0]
+    def multiplied(self) -> tuple[Format, Format]:
+        return self.blocks.query.format, self.blocks.cached[-1].format
 
     @cached_property
     def core(self) -> TensorCore:
-        core = self.target.unit(self.unit)
-        assert isinstance(core, TensorCore)
-        return core
+        return self.tensor_core
 
     @cached_property
     def few(self) -> bool:
@@ -75,7 +78,7 @@ class WaveAttention(Wave):
                     continue
                 for k in (64, 128):
                     split = 1
-                    while split == 1 or (split <= 256 and op["keys"] // split >= 64):
+                    while split == 1 or (split <= op.attributes.get("splits", MOST_SPLITS) and op["keys"] // split >= 64):
                         yield OperatorMapping(self.kernel.name, self.unit, "wave", {"q": q, "heads": h, "k": k, "split": split})
                         split *= 2
 
@@ -132,6 +135,8 @@ class WaveAttention(Wave):
         between = core.decode_overhead if self.few and core.decode_overhead is not None else core.attention_overhead
         overhead = cycles_to_fs(between, clock)
         cycles = {rows: self._block_cycles(rows, k) for rows in {rows for rows, _ in kinds}}
+        if self.few and self.core.cluster == 1:
+            steps += LOADS * ceil(self.target.memory.latency * self._away)
         turn = {rows: max(cycles_to_fs(m, clock) + cycles_to_fs(v, vector_clock), steps) for rows, (m, v) in cycles.items()}
         times = {(rows, length): turn[rows] * length + overhead for rows, length in kinds}
         longest, shortest = max(times.values()), min(times.values())
@@ -143,6 +148,12 @@ class WaveAttention(Wave):
         matrix, vector = (sum(cycles[rows][unit] * length * count for (rows, length), count in kinds.items()) for unit in (0, 1))
         pairs = sum(rows * length * count for (rows, length), count in kinds.items()) * k
         return _Schedule(busy, -(-matrix // sms), -(-vector // sms), pairs, blocks)
+
+    @cached_property
+    def _away(self) -> Fraction:
+        """Share of the keys and values that come from main memory."""
+        once = sum((o.size for o in self.blocks.cached), Fraction(0))
+        return self.missing(self.blocks.cached) / once if once else Fraction(0)
 
     def _traffic(self, q: int, h: int, split: int, blocks: int) -> tuple[Fraction, Fraction, Fraction, Fraction]:
         """Bytes read from main memory, delivered by the cache, written, and of partial outputs."""
@@ -173,14 +184,17 @@ class WaveAttention(Wave):
         jobs: tuple[Job, ...] = (
             Job("q k, p v", self.unit, work.matrix, cycles_to_fs(work.matrix, clocks[0]), macs=macs),
             Job("softmax", vector, work.vector, cycles_to_fs(work.vector, clocks[1]), operations=(SOFTMAX_OPERATIONS + 1) * work.pairs),
-            Job("take turns", self.target.turns(self.unit), work.busy_fs, work.busy_fs),
-            *self.main_job(read, written if split == 1 else Fraction(0)),
-            *self.cache_job(fed, written if split == 1 else partial),
+            *self.blend(
+                (
+                    Job("take turns", self.target.turns(self.unit), work.busy_fs, work.busy_fs),
+                    *self.main_job(read, written if split == 1 else Fraction(0)),
+                    *self.cache_job(fed, written if split == 1 else partial),
+                )
+            ),
         )
-        waits = [("attention", self.core.attention_latency)]
         if split == 1:
-            return Plan(mapping, ((jobs,),), (0,), self.footprint(mapping), (*self.setup, *_some(waits)))
-        waits += [("merge launch", self.target.device.launch), ("reduction", self.core.split_latency)]
+            return Plan(mapping, ((jobs,),), (0,), self.footprint(mapping), self.setup)
+        waits = [("merge launch", self.target.device.launch), ("reduction", self.core.split_latency)]
         merge = (Vector(b.heads * op["queries"] * b.group * op["value_dim"] * split, 2),)
         last = (*self.main_job(Fraction(0), written), *self.cache_job(partial, written), *self.vector_share(merge))
         return Plan(mapping, ((jobs,), (last,)), (0,), self.footprint(mapping), (*self.setup, *_some(waits)))
@@ -190,7 +204,7 @@ class WaveAttention(Wave):
         q, h, k, split = self._shape(mapping)
         known = self._bounds.get((q, h, k, split))
         if known is None:
-            before = sum(fs for _, fs in self.setup) + self.core.attention_latency
+            before = sum(fs for _, fs in self.setup)
             if split > 1:
                 before += self.target.device.launch + self.core.split_latency
             known = self._bounds[q, h, k, split] = before + self._schedule(q, h, k, split).busy_fs

@@ -11,8 +11,8 @@ is read again from main memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
 from math import ceil
@@ -22,18 +22,21 @@ import numpy as np
 
 from hw.memory import Cache, Dram
 from hw.quantity import FS_PER_S, cycles_to_fs
-from hw.units.tensor_core import TensorCore, least
+from hw.units.tensor_core import TensorCore, least, most
 from hw.work import Gemm, Vector
 from mapper.errors import MappingError
 from mapper.kernels import Kernel, Operand
 from mapper.mapping import OperatorMapping
+from mapper.matrix import OnMatrixUnit
 from mapper.nest import products
 from mapper.pipeline import Job
 from mapper.plan import Plan
 from mapper.program import Move
 from mapper.residency import NOTHING, Found
-from mapper.target import Target
-from mapper.vectorwork import of_kernel, of_operator, share
+from mapper.rowwork import row_cycles
+from mapper.target import Target, converts
+from mapper.vectorwork import of_kernel, of_operator
+from workloads.format import Format
 
 STAGES = 3
 """Slabs of both operands in shared memory at a time: one in use, two on their way."""
@@ -53,8 +56,37 @@ SHORTEST_SPLIT = 128
 CONVERSIONS = 1
 """Vector operations to convert one stored weight to the format it is multiplied in; matrix units wait for them."""
 
+OVERLAP = 4
+"""Resources that work at the same time take as long as the norm of this order of their times: 19 % longer than one where two
+take equally long, 1.5 % where one takes half as long as the other."""
+
+FUSED_TILE = 128 * 128
+"""Results of a thread block of a fused mixture-of-experts kernel, at most: those of the open Triton kernel's default settings."""
+
+FUSED_RATE = Fraction(36, 100)
+"""Share of the sustained matrix rate that this kernel reaches; fitted, as `FUSED_STREAM`, on fused layers in bf16 of an A100 SXM 80 GB
+(NVIDIA aiconfigurator, vLLM 0.14.0), the half of the shapes called fitted."""
+
+FUSED_STREAM = 0.7
+"""Share of the sustained memory bandwidth that it reaches."""
+
 _TIE = 1e-9
 """Relative difference below which two estimates are told apart by their exact plans."""
+
+
+def overlap(times: Sequence[Any]) -> Any:
+    """Time of resources that work side by side, from the times of each alone; numbers or arrays alike.
+
+    >>> round(overlap([3.0, 3.0]), 3), overlap([5.0])
+    (3.568, 5.0)
+    """
+    if len(times) == 1:
+        return times[0]
+    longest = times[0]
+    for time in times[1:]:
+        longest = most(longest, time)
+    whole = most(longest, 1.0)
+    return longest * sum((time / whole) ** OVERLAP for time in times) ** (1 / OVERLAP)
 
 
 @dataclass(frozen=True)
@@ -77,7 +109,7 @@ class Wave:
         return sum((o.size * (1 - self.resident.share(o.tensor)) for o in operands), Fraction(0))
 
     def main_job(self, read: Fraction, written: Fraction) -> tuple[Job, ...]:
-        return (self.target.transfer("stream", "activations", read, written),) if read + written else ()
+        return (self.target.transfer("stream", "activations", read, written, turn=False),) if read + written else ()
 
     def cache_job(self, read: Fraction, written: Fraction) -> tuple[Job, ...]:
         if not read + written:
@@ -103,37 +135,43 @@ class Wave:
         )
         return tuple((what, fs) for what, fs in parts if fs)
 
+    def blend(self, jobs: tuple[Job, ...]) -> tuple[Job, ...]:
+        """Jobs at the same time get in each other's way: the longest is stretched, most where another takes as long."""
+        longest = max(range(len(jobs)), key=lambda i: (jobs[i].fs, -i))
+        job = jobs[longest]
+        fs = int(overlap([float(job.fs) for job in jobs]))
+        if fs <= job.fs:
+            return jobs
+        if self.target.queues[job.on] != FS_PER_S:  # whole cycles of a unit's clock: what is more stands on the queue of its blocks
+            matrix = next((n for n in self.target.device.units_for("gemm") if self.target.turns(n) in self.target.queues), None)
+            return (*jobs, Job("wait for others", self.target.turns(matrix), fs, fs)) if matrix else jobs
+        return (*jobs[:longest], replace(job, cycles=fs, fs=fs), *jobs[longest + 1 :])
+
     def vector_share(self, works: tuple[Vector, ...]) -> tuple[Job, ...]:
         """Vector work, spread over all SMs."""
-        if not works:
-            return ()
-        unit = self.target.vector_unit(self.kernel.name)
-        count = self.target.unit(unit).count
-        job = self.target.vector("vector", unit, [share(w, 1, count) for w in works])
-        operations = sum(w.elements * (w.operations + w.specials) for w in works)
-        return (Job(job.name, job.on, job.cycles, job.fs, operations=operations),)
+        return (self.target.vector("vector", self.target.vector_unit(self.kernel.name), works),) if works else ()
 
 
 @dataclass(frozen=True)
-class WaveProduct(Wave):
+class WaveProduct(OnMatrixUnit, Wave):
     """A product in thread blocks.
 
     Parameters: thread-block tile `m` x `n`, `split` blocks that share one tile's k, and thread `blocks` side by side on an SM.
     """
 
-    @cached_property
-    def placement(self) -> tuple[str, str]:
-        return self.target.matrix_unit(self.kernel.name, self.kernel.input(0).format, self.kernel.input(1).format)
-
     @property
-    def unit(self) -> str:
-        return self.placement[0]
+    def multiplied(self) -> tuple[Format, Format]:
+        return self.kernel.input(0).format, self.kernel.input(1).format
 
     @cached_property
     def core(self) -> TensorCore:
-        core = self.target.unit(self.unit)
-        assert isinstance(core, TensorCore)
-        return core
+        core = self.tensor_core.within(self.target.device.power, self.target.device.unit_clock(self.unit))
+        return core.slowed(FUSED_RATE) if self.fused else core
+
+    @cached_property
+    def fused(self) -> bool:
+        """Whether this is a grouped product of a fused mixture-of-experts kernel."""
+        return bool(self.kernel.operator.attributes.get("fused_experts"))
 
     @cached_property
     def shapes(self) -> tuple[tuple[int, int, int, int], ...]:
@@ -148,6 +186,8 @@ class WaveProduct(Wave):
         every = _tilings(self.core.tile_rows, self.core.tile_columns)
         m_tile, n_tile, split = every[:, 0], every[:, 1], every[:, 2]
         useful = ((m_tile == m_tile.min()) | (m_tile < 2 * rows)) & ((n_tile == n_tile.min()) | (n_tile < 2 * n))
+        if self.fused:
+            useful &= (split == 1) & (m_tile * n_tile <= FUSED_TILE)
         useful &= (split == 1) | (k // split >= SHORTEST_SPLIT)
         table: np.ndarray[Any, Any] = every[useful]
         return table
@@ -200,7 +240,7 @@ class WaveProduct(Wave):
     @cached_property
     def _lanes(self) -> int:
         """Vector operations per cycle of one SM where the right operand is stored in another format than it is multiplied in; else 0."""
-        if self.kernel.input(1).format.name == self.placement[1]:
+        if not converts(self.placement[1], self.kernel.input(1).format):
             return 0
         units = self.target.device.units_for("vector")
         return max((self.target.unit(name).operations_per_cycle() for name in units), default=0)
@@ -267,21 +307,33 @@ class WaveProduct(Wave):
         """Femtoseconds of every candidate of `table`, as floating-point numbers: the plans' to about one part in 10^12."""
         m, n, split, blocks = self.table.T
         memory, cache = self.target.memory, self.cache[1]
-        cycles, _ = self._busiest(m, n, split, blocks)
+        cycles, grid = self._busiest(m, n, split, blocks)
         busy = cycles * (FS_PER_S / self.target.device.unit_clock(self.unit))
         per_read, per_written = _rate(memory, True), _rate(memory, False)
         per_fed = float(1 / (cache.efficiency * cache.bandwidth)) * FS_PER_S
         written, partial = float(self._written), self._results * SUM_BYTES * split.astype(float)
         whole = split == 1
-        main = self._read(m, n) * per_read + whole * written * per_written
+        main = (self._read(m, n) * per_read + whole * written * per_written) * self._slow_stream
         feed = (self._fed(m, n) / 8 + np.where(whole, written, partial)) * per_fed
-        step = np.maximum(np.maximum(busy, main), np.maximum(feed, whole * self._vector_fs(1)))
+        feed = np.maximum(feed, self._port_fs(self._fed(m, n) / 8, grid))
+        step = overlap([busy, main, feed, whole * float(self._vector_fs(1))])
         reduce = np.maximum(written * per_written, (partial + written) * per_fed)
         for value in np.unique(split[~whole]):
             chosen = split == value
             reduce[chosen] = np.maximum(reduce[chosen], self._vector_fs(int(value))) + self.core.split_latency
         total: np.ndarray[Any, Any] = step + np.where(whole, 0, reduce) + sum(fs for _, fs in self.setup)
         return total
+
+    @property
+    def _slow_stream(self) -> float:
+        return 1 / FUSED_STREAM if self.fused else 1.0
+
+    def _port_fs(self, fed: Any, grid: Any) -> Any:
+        """Femtoseconds that the SMs with work take to draw what they are fed from the cache."""
+        if not self.core.port:
+            return fed * 0
+        clock = self.target.device.unit_clock(self.unit)
+        return fed * (FS_PER_S / (self.core.port * clock)) / least(grid, self.core.count)
 
     def _vector_fs(self, split: int) -> int:
         jobs = self.vector_share(self._epilogue if split == 1 else (Vector(self._results * split, 1), *self._epilogue))
@@ -333,13 +385,22 @@ class WaveProduct(Wave):
         busy = cycles_to_fs(cycles, self.target.device.unit_clock(self.unit))
         jobs: tuple[Job, ...] = (Job("multiply", self.unit, cycles, busy, (Move(shared, crossing, fed),), macs=macs),)
         if split == 1:
-            jobs += (*self.main_job(read, self._written), *self.cache_job(fed, self._written), *self.vector_share(self._epilogue))
+            feed = self._drawn(self.cache_job(fed, self._written), fed, grid)
+            main = tuple(
+                replace(job, cycles=fs, fs=fs) for job in self.main_job(read, self._written) for fs in (ceil(job.fs * self._slow_stream),)
+            )
+            jobs = self.blend((*jobs, *main, *feed, *self.vector_share(self._epilogue)))
             return Plan(mapping, ((jobs,),), (0,), self.footprint(mapping), self.setup)
-        jobs += (*self.main_job(read, Fraction(0)), *self.cache_job(fed, partial))
+        jobs = self.blend((*jobs, *self.main_job(read, Fraction(0)), *self._drawn(self.cache_job(fed, partial), fed, grid)))
         works = (Vector(self._results * split, 1), *self._epilogue)
         reduce = (*self.main_job(Fraction(0), self._written), *self.cache_job(partial, self._written), *self.vector_share(works))
         wait = (("reduction", self.core.split_latency),) if self.core.split_latency else ()
         return Plan(mapping, ((jobs,), (reduce,)), (0,), self.footprint(mapping), (*self.setup, *wait))
+
+    def _drawn(self, jobs: tuple[Job, ...], fed: Fraction, grid: int) -> tuple[Job, ...]:
+        """The cache's job, no shorter than the SMs take to draw it."""
+        least_fs = ceil(self._port_fs(float(fed), grid))
+        return tuple(replace(job, cycles=max(job.cycles, least_fs), fs=max(job.fs, least_fs)) for job in jobs)
 
 
 def _parameters(mapping: OperatorMapping) -> tuple[int, int, int, int]:
@@ -386,9 +447,24 @@ class WaveStream(Wave):
         return 0
 
     def plan(self, mapping: OperatorMapping) -> Plan:
+        """Results that the cache still holds from the run before are written there, not to main memory."""
         read = sum((o.size for o in self.kernel.reads), Fraction(0))
         written = sum((o.size for o in self.kernel.writes), Fraction(0))
-        jobs = self.main_job(self.missing(self.kernel.reads), written)
+        jobs = self.main_job(self.missing(self.kernel.reads), self.missing(self.kernel.writes))
         jobs += self.cache_job(read, written)
-        jobs += self.vector_share(of_kernel(self.kernel))
-        return Plan(mapping, ((jobs,),), (0,), {}, self.setup)
+        jobs += self._rows(self.vector_share(of_kernel(self.kernel)))
+        return Plan(mapping, ((self.blend(jobs),),), (0,), {}, self.setup)
+
+    def _rows(self, jobs: tuple[Job, ...]) -> tuple[Job, ...]:
+        """The vector units' job, no shorter than its thread blocks wait for their rows."""
+        names = self.target.device.units_for("vector")
+        if not names:
+            return jobs
+        clock, sms = self.target.device.unit_clock(names[0]), self.target.unit(names[0]).count
+        missing = self.missing(self.kernel.reads) / max(Fraction(1), sum((o.size for o in self.kernel.reads), Fraction(0)))
+        away = float(missing * self.target.memory.latency * clock / FS_PER_S)
+        cycles = row_cycles(self.kernel, sms, away)
+        job = jobs[0] if jobs else Job("rows", names[0], 0, 0)
+        if cycles <= job.cycles:
+            return jobs
+        return (replace(job, cycles=cycles, fs=cycles_to_fs(cycles, clock)),)

@@ -8,16 +8,30 @@ import numpy as np
 import pytest
 
 from hw import UNITS, Unit
-from verif.conformance import PATTERNS, check_cycles, check_results, check_vectors, check_yaml, describe, samples, units_with_rtl, verilog
-from verif.record import bulk_operands, digest, load, provenance
+from verif.conformance import (
+    PATTERNS,
+    check_cycles,
+    check_large_sets,
+    check_results,
+    check_vectors,
+    check_yaml,
+    describe,
+    draw,
+    kind_of,
+    samples,
+    units_with_rtl,
+    verilog,
+)
+from verif.record import load, provenance, recorded_combinations
 from verif.stalls import STALLS
+from verif.tools import missing_simulator
 
 needs_amaranth = pytest.mark.skipif(find_spec("amaranth") is None, reason="RTL needs the extra `rtl`: pip install 'dovetail[rtl]'")
 needs_solver = pytest.mark.skipif(find_spec("bitwuzla") is None, reason="proofs need the extra `rtl`: pip install 'dovetail[rtl]'")
 
 KINDS = units_with_rtl()
 FIRST_UNITS = {
-    "systolic",
+    "systolic_array",
     "lut_tensor_core",
     "csd_chain",
     "bitmod_pe",
@@ -31,6 +45,8 @@ FIRST_UNITS = {
     "dequant_stream",
     "wht128",
     "huffman_decode",
+    "softmax_stream",
+    "sram_pim_slice",
 }
 SAMPLES = [unit for kind in KINDS for unit in samples(kind)]
 
@@ -40,7 +56,12 @@ def named(unit: Unit) -> str:
 
 
 def test_the_suite_finds_the_units():
-    assert set(KINDS) >= FIRST_UNITS
+    assert {UNITS[kind].title for kind in KINDS} >= FIRST_UNITS
+
+
+def test_a_unit_is_found_by_its_kind_and_by_the_name_in_lists():
+    assert kind_of("systolic_array") == kind_of("systolic") == "systolic"
+    assert {kind_of(name) for name in FIRST_UNITS} <= set(KINDS)
 
 
 def test_a_unit_kind_without_samples_has_no_rtl():
@@ -106,17 +127,51 @@ def test_golden_equals_the_recorded_vectors(kind: str):
     assert check_vectors(kind).failures == ()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_recorded_vectors_have_ten_million_combinations_or_all_there_are(kind: str):
+    """Distinct ones, counted when they were recorded: those of 8-bit floats, bytes of pairs and scaled codes are all there are."""
+    found, origin = recorded_combinations(kind), provenance(kind)
+    assert found is not None
+    assert origin is not None
+    for group in origin["sets"]:
+        assert group["combinations"]["space"] in (None, group["combinations"]["distinct"]), group["parameters"]
+    assert found.exhaustive or found.distinct >= 10_000_000
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_golden_equals_the_kernel_on_the_large_sets(kind: str):
-    """Ten million products or elements per configuration, all pairs of 8-bit floats; only their hash was recorded."""
-    from verif.kernels import kernels
+    """Only the hash of their results was recorded."""
+    check = check_large_sets(kind)
+    assert check.cases >= 1
+    assert check.failures == ()
 
-    kernel, origin = kernels()[kind], provenance(kind)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_combinations_of_the_large_sets_are_those_recorded(kind: str):
+    from verif.kernels import kernels
+    from verif.record import combinations
+
+    origin = provenance(kind)
     assert origin is not None
     for number, group in enumerate(origin["sets"]):
-        operands = bulk_operands(kind, kernel, number)
-        assert digest(UNITS[kind](**group["parameters"]).golden(*operands)) == group["bulk_sha256"], group["parameters"]
+        found = combinations(kind, kernels()[kind], number)
+        assert {"distinct": found.distinct, "space": found.space} == group["combinations"]
+
+
+@needs_amaranth
+@pytest.mark.slow
+@pytest.mark.rtl
+@pytest.mark.skipif(bool(missing_simulator()), reason=str(missing_simulator()))
+@pytest.mark.parametrize("unit", SAMPLES, ids=named)
+def test_rtl_is_golden_over_whole_operand_spaces_and_long_streams(unit: Unit):
+    """Where the operands of the arithmetic can be listed all of them, in each lane; otherwise four hundred random cases."""
+    from verif.harness import run_long
+
+    run = run_long(unit, list(unit.whole_space()) or draw(unit, 400))
+    assert run.failures == ()
+    assert run.words >= run.distinct > 50
 
 
 @needs_amaranth

@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from collections import OrderedDict
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +20,11 @@ from dovetail.explore.version import mapper_version
 from dovetail.explore.workload import digest_of
 from hw.device import Device
 from hw.memory import Scratchpad
-from mapper.compile import _signature, check_capacity, choose_space, workload_name
+from mapper.compile import compile_graph, workload_name
 from mapper.errors import MappingError
-from mapper.kernels import fuse
 from mapper.mapping import Mapping, OperatorMapping
-from mapper.residency import residents
-from mapper.search import Space, search
-from mapper.target import Target
+from mapper.memo import Shelf
+from mapper.search import Choice, Space, Tabled, search
 from workloads.sources import cache_folder
 
 if TYPE_CHECKING:
@@ -38,9 +33,6 @@ if TYPE_CHECKING:
 
 KEPT_KERNELS = 24
 """Kernels whose candidates one process remembers, those of about two designs: a prefill has thousands of candidates each."""
-
-CACHE_BYTES = 256 * 2**20
-"""Size of the mappings on disk beyond which the least recently used go; `DOVETAIL_CACHE_BYTES` overrides it."""
 
 _UNTIMED = frozenset({"name", "title", "source", "power", "price", "process_nm", "constants", "mac_energy", "operation_energy", "energy"})
 _LOG = logging.getLogger(__name__)
@@ -78,6 +70,15 @@ class _Known:
         return self._plans[id(mapping)]
 
 
+class _KnownTable(_Known):
+    """The same for a space whose costs are arrays, which remember themselves."""
+
+    def __init__(self, space: Tabled) -> None:
+        super().__init__(space)
+        self.table = space.table
+        self.mapping = space.mapping
+
+
 def timing(device: Device, capacities: bool = True) -> dict[str, Any]:
     """The part of a description that decides times; without `capacities`, without the sizes of scratchpads."""
     data: dict[str, Any] = _without(device.to_dict(), _UNTIMED)
@@ -94,14 +95,27 @@ def _without(value: Any, left_out: frozenset[str]) -> Any:
     return [_without(item, left_out) for item in value] if isinstance(value, list) else value
 
 
+class _Remembering:
+    """A search that starts from what is known of a design's kernels."""
+
+    def __init__(self, known: OrderedDict[Any, _Known], design: str) -> None:
+        self._known, self._design = known, design
+
+    def choose(self, space: Space, name: str, key: Hashable) -> Choice:
+        known = self._known.pop((self._design, key), None) or (_KnownTable(space) if isinstance(space, Tabled) else _Known(space))
+        known.target = space.target
+        self._known[self._design, key] = known
+        while len(self._known) > KEPT_KERNELS:
+            self._known.popitem(last=False)
+        return search(known, name)
+
+
 class Mappings:
     """The mappings of one process: remembered costs, and whole mappings on disk under `folder` (none where it is None)."""
 
     def __init__(self, folder: Path | None, limit_bytes: int | None = None) -> None:
-        self._folder = folder
-        self._limit = limit_bytes if limit_bytes is not None else int(os.environ.get("DOVETAIL_CACHE_BYTES", CACHE_BYTES))
+        self._shelf = Shelf(folder, limit_bytes) if folder is not None else None
         self._known: OrderedDict[Any, _Known] = OrderedDict()
-        self._written = 0
 
     @classmethod
     def default(cls) -> Mappings:
@@ -114,90 +128,19 @@ class Mappings:
         if (kept := self._read(key)) is not None:
             return Mapping(device.name, workload_name(graph), kept.operators)
         mapping = self.search(graph, device)
-        self._write(key, mapping)
+        if self._shelf is not None:
+            self._shelf.write(key, json.dumps(mapping.to_json(), separators=(",", ":")))
         return mapping
 
     def search(self, graph: Graph, device: Device) -> Mapping:
         """The mapping found by searching every kernel, with the costs that are known from before."""
-        target = Target(device)
-        check_capacity(graph, target)
-        design = digest_of(timing(device, capacities=False))
-        bodies = [(segment.count, kernels) for segment, kernels in fuse(graph)]
-        found = residents(bodies, target.cache[1] if target.cache else None)
-        chosen: dict[Any, OperatorMapping] = {}
-        operators: list[OperatorMapping] = []
-        for (_, kernels), hits in zip(bodies, found, strict=True):
-            for kernel, resident in zip(kernels, hits, strict=True):
-                key = _signature(kernel, resident)
-                if key not in chosen:
-                    known = self._known.pop((design, key), None) or _Known(choose_space(target, kernel, resident)[0])
-                    known.target = target
-                    self._known[design, key] = known
-                    while len(self._known) > KEPT_KERNELS:
-                        self._known.popitem(last=False)
-                    chosen[key] = search(known, kernel.name).mapping
-                like = chosen[key]
-                operators.append(OperatorMapping(kernel.name, like.unit, like.family, like.parameters))
-        return Mapping(device.name, workload_name(graph), tuple(operators))
-
-    # On disk -----------------------------------------------------------------------------------------------------------
-    def _path(self, key: str) -> Path:
-        assert self._folder is not None
-        return self._folder / key[:2] / f"{key}.json"
+        return compile_graph(graph, device, strategy=_Remembering(self._known, digest_of(timing(device, capacities=False)))).mapping
 
     def _read(self, key: str) -> Mapping | None:
-        if self._folder is None:
+        if self._shelf is None or (text := self._shelf.read(key)) is None:
             return None
-        path = self._path(key)
         try:
-            text = path.read_text(encoding="utf-8")
-            mapping = Mapping.loads(text, str(path))
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError, MappingError) as error:
+            return Mapping.loads(text, str(self._shelf.path(key)))
+        except MappingError as error:
             _LOG.warning("a damaged mapping is searched again: %s", error)
             return None
-        with suppress(OSError):
-            os.utime(path)  # used now: the least recently used go first
-        return mapping
-
-    def _write(self, key: str, mapping: Mapping) -> None:
-        if self._folder is None:
-            return
-        path = self._path(key)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(json.dumps(mapping.to_json(), separators=(",", ":")))
-                self._written += os.path.getsize(temporary)
-                os.replace(temporary, path)
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(temporary)
-                raise
-        except OSError as error:
-            _LOG.warning("mappings are not kept: %s", error)
-            self._folder = None
-            return
-        if self._written > self._limit // 8:
-            self._written = 0
-            prune(self._folder, self._limit)
-
-
-def prune(folder: Path, limit_bytes: int) -> None:
-    """Removes the least recently used files below `folder` until they take at most `limit_bytes`. Other processes may do the
-    same at the same time: a file that is gone is no error."""
-    entries: list[tuple[float, int, Path]] = []
-    for path in folder.glob("*/*.json"):
-        with suppress(OSError):
-            status = path.stat()
-            entries.append((status.st_mtime, status.st_size, path))
-    total = sum(size for _, size, _ in entries)
-    for _, size, path in sorted(entries, key=lambda entry: entry[0]):
-        if total <= limit_bytes:
-            return
-        with suppress(OSError):
-            path.unlink()
-        total -= size

@@ -35,6 +35,7 @@ def dumps(stream: Stream) -> bytes:
         "words": sum(len(chunk) for chunk in stream.chunks),
         "memory": stream.memory.to_json(),
         "notes": list(stream.notes),
+        "layers": [name for names in stream.layers for name, _ in names],
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(MAGIC) + 4 + len(text)) % 4)
@@ -61,7 +62,7 @@ def loads(data: bytes, where: str = "program") -> Stream:
     if not len(words):
         raise InstructionError(f"{where}: offset {start}: there is no instruction")
     try:
-        isa.decode(words, start)
+        table = isa.decode(words, start)
     except InstructionError as error:
         raise InstructionError(f"{where}: {error}") from None
     if not header:
@@ -69,7 +70,10 @@ def loads(data: bytes, where: str = "program") -> Stream:
             where, "unknown", 0, 0, (words,), MemoryMap(), (), ("words alone: there is no memory map, every value is taken to have 8 bits",)
         )
     memory = MemoryMap.from_json(header["memory"], where)
-    return Stream(header["name"], header["phase"], header["tokens"], header["context"], (words,), memory, (), tuple(header["notes"]))
+    starts = [0, *(np.flatnonzero(table[:, 0] == isa.SYS) + 1).tolist()]
+    layers = tuple(zip(map(str, header["layers"]), starts, strict=False))
+    notes = tuple(header["notes"])
+    return Stream(header["name"], header["phase"], header["tokens"], header["context"], (words,), memory, (layers,), notes)
 
 
 def _header(data: bytes, where: str) -> tuple[dict[str, Any], int]:
@@ -89,7 +93,7 @@ def _header(data: bytes, where: str) -> tuple[dict[str, Any], int]:
         header = json.loads(data[first : first + size])
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InstructionError(f"{where}: offset {first}: the header is not JSON ({error})") from None
-    wanted = {"name": str, "phase": str, "tokens": int, "context": int, "words": int, "memory": list, "notes": list}
+    wanted = {"name": str, "phase": str, "tokens": int, "context": int, "words": int, "memory": list, "notes": list, "layers": list}
     if not isinstance(header, dict) or header.get("type") != "instructions" or header.get("schema") != SCHEMA:
         raise InstructionError(f"{where}: offset {first}: expected a header of type 'instructions' and schema {SCHEMA}")
     for name, kind in wanted.items():

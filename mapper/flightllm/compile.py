@@ -257,7 +257,7 @@ class Compiler:
             return
         core, weight = self.core, self.weights[layer.weight]
         rows, columns = layer.k // core.tile, layer.n // core.tile
-        if self.graph.phase == "decode":
+        if layer.rows == 1:  # MV reads whole groups of outputs
             wide = core.mv_start // core.tile
             columns = -(-columns // wide) * wide
         kept = padded_counts(weight.counts, rows, columns)

@@ -243,7 +243,10 @@ class Emitter:
         if not self.on_chip():
             if size > self.core.b_depth * self.core.tile:
                 raise CapacityError(f"value {name!r}: {size} B do not fit buffer B ({self.core.b_depth * self.core.tile} B)")
-            self.load(mode, self.vector(name), 0, size, 0)
+            region = self.vector(name)
+            rows = region.size * region.channels // region.width if region.channels > 1 else 1
+            channel, offset = self._row(rows - 1, region.width)  # the last row of a matrix: the next token follows from it
+            self.load(mode, region, offset, size, 0, channel)
 
     def _bias(self, layer: Linear) -> bool:
         name = f"{layer.weight}.bias"

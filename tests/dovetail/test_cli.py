@@ -155,8 +155,8 @@ def test_show_and_the_verb_print_the_same_list(run: Command, what: str) -> None:
 
 def test_show_units_says_which_faces_are_not_modelled(run: Command) -> None:
     units = {u["name"]: u for u in run("show", "units", "--json").json["units"]}  # type: ignore[attr-defined]
-    assert set(units["systolic"]) == {"name", "cost", "golden", "vectors", "rtl", "cycles_verified", "proved", "synthesised"}
-    assert units["systolic"]["cost"] is True
+    assert set(units["systolic_array"]) == {"name", "cost", "golden", "vectors", "rtl", "cycles_verified", "proved", "synthesised"}
+    assert units["systolic_array"]["cost"] is True
     assert "not modelled" in run("show", "units").out
 
 

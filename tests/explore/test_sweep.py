@@ -13,11 +13,12 @@ from dovetail import estimate, sweep
 from dovetail.explore import Parameter, Space, Store, Workload
 from dovetail.explore.errors import ExploreError
 from dovetail.explore.evaluate import run as evaluate_job
-from dovetail.explore.mapping import Mappings, prune
+from dovetail.explore.mapping import Mappings
 from dovetail.explore.workload import only_layers
 from hw.device import Device
 from hw.devices import load
 from hw.errors import HardwareError
+from mapper.memo import prune
 from tests.explore.cases import GEMM, array
 from workloads.errors import WorkloadError
 

@@ -57,10 +57,12 @@ class Prompt:
 
 @pytest.fixture
 def prompt_of(model_of: Any, graph_of: Any) -> Any:
-    def make(config: dict[str, Any], tokens: int = 128, kept: Any = None, masks: Any = None, **how: Any) -> Prompt:
+    def make(
+        config: dict[str, Any], tokens: int = 128, kept: Any = None, masks: Any = None, logits: str = "all", **how: Any
+    ) -> Prompt:
         model = model_of(config, kept, **how)
         plan = model.compiler
-        graph = graph_of(config, phase="prefill", context=None, seq=tokens, logits="all")
+        graph = graph_of(config, phase="prefill", context=None, seq=tokens, logits=logits)
         compiler = Compiler(
             graph, plan.device, plan.options, plan.counts, plan.bits, masks or {}, plan.shifts, max_tokens=plan.max_tokens
         )
@@ -86,6 +88,15 @@ def agrees(prompt: Prompt, scheduled: bool = False) -> Any:
 @pytest.mark.parametrize("tokens", [128, 256])
 def test_a_prompt_equals_the_golden_model_for_every_n_of_m(prompt_of: Any, kept: Any, tokens: int) -> None:
     agrees(prompt_of(LLAMA, tokens, kept))
+
+
+@pytest.mark.parametrize("kept", [None, "mixed"])
+def test_the_last_tokens_logits_alone_equal_those_of_the_golden_model(prompt_of: Any, kept: Any) -> None:
+    prompt = prompt_of(LLAMA, 256, kept, logits="last")
+    machine = prompt.machine()
+    machine.run(scheduled=True)
+    prompt.golden.graph = prompt_of(LLAMA, 256, kept).compiler.graph
+    assert np.array_equal(machine.memory.vector("lm_head", 256), prompt.expected()[-1])
 
 
 @pytest.mark.parametrize("config", [WIDE, HEADS], ids=["wide", "long heads"])
