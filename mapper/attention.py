@@ -24,11 +24,8 @@ from mapper.target import Target
 from workloads.cost import attended_keys
 from workloads.format import Format
 
-SMALLEST_QUERIES = 16
-"""Query positions per block that are considered however many blocks that makes."""
-
 MOST_BLOCKS = 4096
-"""Blocks of fewer query positions than that are considered up to this number of blocks."""
+"""Blocks of query positions that follow each other, at most: with a causal mask each is a stream of its own length."""
 
 SMALLEST_KEYS = 4
 """Keys per block, at least."""
@@ -93,7 +90,7 @@ class Blocks:
     def query_blocks(self) -> list[int]:
         """Query positions per block to consider: doublings, of which no more than `MOST_BLOCKS` blocks follow each other."""
         queries = self.kernel.operator["queries"]
-        return [q for q in tile_sizes(queries, 1) if q >= min(SMALLEST_QUERIES, queries) or ceil(queries / q) <= MOST_BLOCKS]
+        return [q for q in tile_sizes(queries, 1) if ceil(queries / q) <= MOST_BLOCKS]
 
     def pieces_of(self, block: int, keys: int) -> dict[tuple[int, int], int]:
         """How many products of (query positions, keys) blocks of so many query positions and keys make."""
@@ -203,7 +200,17 @@ class Flash(OnMatrixUnit):
             out += (Loop(blocks - 2, (middle,)),) if blocks > 3 else (middle,)
         return (*out, self._tile(rows, rest or block, first=False, last=True))
 
+    @cached_property
+    def _made(self) -> dict[tuple[int, int, bool, bool], Tile]:
+        return {}
+
     def _tile(self, rows: int, keys: int, first: bool, last: bool) -> Tile:
+        key = (rows, keys, first, last)
+        if key not in self._made:
+            self._made[key] = self._written(*key)
+        return self._made[key]
+
+    def _written(self, rows: int, keys: int, first: bool, last: bool) -> Tile:
         b, target, op = self.blocks, self.target, self.kernel.operator
         load: tuple[Job, ...] = (target.transfer("load k, v", "weights", read=keys * b.key_size),)
         if first:

@@ -8,8 +8,7 @@ issues none while AiM commands run, the part must.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from math import ceil
 
 from hw.part import Part as Sheet
@@ -89,7 +88,7 @@ class Aim(Sheet):
 
 def row_product(
     layout: RowLayout, batch: int, *, load: str, mac: str, read: str, gap: int, beat: int, rcd: int, bias: str = "", row: int = 0
-) -> tuple[Part, ...]:
+) -> Part:
     """Per vector and slice the buffer is loaded; per group of one output per bank the accumulators are set, the columns of
     its part of a row read, the sums returned. `row` moves the whole matrix."""
 
@@ -108,23 +107,18 @@ def row_product(
         runs.append(Run(read, Kind.MOVE, 1, beat, fence=True, tag=tag))
         return tuple(runs)
 
-    def pass_(index: int) -> tuple[Run, ...]:
-        return tuple(run for place in range(layout.groups) for run in group(index * layout.groups + place))
+    def vector(index: int) -> tuple[Run, ...]:
+        passes = range(index * layout.slices, (index + 1) * layout.slices)
+        return tuple(run for number in passes for place in range(layout.groups) for run in group(number * layout.groups + place))
 
-    if layout.slices == 1:
-        return (Part(batch, pass_),)
-    return tuple(Part(1, partial(_at, pass_, index)) for index in range(batch * layout.slices))  # the last slice is shorter
-
-
-def _at(make: Callable[[int], tuple[Run, ...]], index: int, _: int) -> tuple[Run, ...]:
-    return make(index)
+    return Part(batch, vector)
 
 
 @lru_cache(maxsize=1024)
 def _product(design: Aim, outputs: int, inputs: int, batch: int) -> Kernel:
     layout = design.layout(outputs, inputs, batch)
     gap, beat = AIM.n_ccd_l, AIM.n_ccd_s
-    parts = row_product(layout, batch, load="WR_GB", mac="MAC_ABK", read="RD_MAC", gap=gap, beat=beat, rcd=RCD_MAC, bias="WR_BIAS")
+    part = row_product(layout, batch, load="WR_GB", mac="MAC_ABK", read="RD_MAC", gap=gap, beat=beat, rcd=RCD_MAC, bias="WR_BIAS")
     enter = once(Run("MODE", Kind.HOLD, 1, MODE, fence=True))
     beats = batch * sum(layout.slice_accesses(s) for s in range(layout.slices))
     accesses = beats * layout.groups
@@ -134,7 +128,7 @@ def _product(design: Aim, outputs: int, inputs: int, batch: int) -> Kernel:
         name=f"[{batch}, {inputs}] x [{outputs}, {inputs}]",
         channel=design.channel,
         channels=design.channels,
-        stream=Stream((enter, *parts, enter)),
+        stream=Stream((enter, part, enter)),
         macs=batch * outputs * inputs,
         internal_bytes=accesses * design.banks * burst * design.channels,
         host_read=sums * burst * design.channels,
@@ -160,8 +154,7 @@ def _attention(design: Aim, jobs: int, tokens: int, width: int, value_width: int
         first = index // queries * rows
         runs: list[Run] = []
         for layout, row in ((keys, first), (values, first + keys.rows_needed)):
-            for part in row_product(layout, 1, **options, gap=AIM.n_ccd_l, beat=AIM.n_ccd_s, rcd=RCD_MAC, row=row):
-                runs += part.make(0)
+            runs += row_product(layout, 1, **options, gap=AIM.n_ccd_l, beat=AIM.n_ccd_s, rcd=RCD_MAC, row=row).make(0)
         return tuple(runs)
 
     enter = once(Run("MODE", Kind.HOLD, 1, MODE, fence=True))
