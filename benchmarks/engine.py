@@ -74,7 +74,7 @@ def columns(program: Program) -> Program:
     kinds: dict[tuple[object, ...], int] = {}
     tasks = [task for task in program.body if isinstance(task, Task)]
     order = [kinds.setdefault((t.name, t.on, t.also, t.waits, t.releases), len(kinds)) for t in tasks]
-    first = {kind: task for kind, task in zip(reversed(order), reversed(tasks), strict=True)}
+    first = dict(zip(reversed(order), reversed(tasks), strict=True))
     table = Table(tuple(first[kind] for kind in range(len(kinds))), np.array(order), np.array([t.cycles for t in tasks]))
     return Program(program.queues, (table,), program.tokens)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,16 +65,18 @@ def events(report: Report, limit: int = LIMIT) -> Iterator[str]:
         yield _line(ph="M", pid=1, tid=number, name="thread_name", args={"name": name})
         yield _line(ph="M", pid=1, tid=number, name="thread_sort_index", args={"sort_index": number})
     operators = frozenset(o.name for o in report.operators)
-    cache: dict[str, str] = {}
+    ends: dict[tuple[str, int], str] = {}  # what follows the start: few tasks differ in name and duration
     announced = False
     for item in shortened(entries) if count_spans(entries) > limit else expand(entries):
         if isinstance(item, Span):
-            if item.name not in cache:
-                cache[item.name] = _label(item.name, operator_of(item.name, operators))
-            yield (
-                f'{{"ph":"X","pid":1,"tid":{tracks[item.on]},"ts":{microseconds(item.start)},'
-                f'"dur":{microseconds(item.end - item.start)},{cache[item.name]}}}'
-            )
+            on, name, begin, close = item
+            length = close - begin
+            tail = ends.get((name, length))
+            if tail is None:
+                label = _label(name, operator_of(name, operators))
+                tail = ends[name, length] = f',"dur":{microseconds(length)},{label}}}'
+            whole, part = divmod(begin, 10**9)
+            yield f'{{"ph":"X","pid":1,"tid":{tracks[on]},"ts":{whole}.{part:09d}{tail}'
         else:
             start, end, folded, spans = item
             if not announced:
@@ -131,8 +134,10 @@ def write_timeline(report: Report, path: str | Path, limit: int = LIMIT) -> None
     """Writes the timeline to `path`, event by event. Raises `OSError` when it cannot be written; nothing half-written stays."""
     with atomic_writer(path) as file:
         file.write('{"displayTimeUnit":"ns","traceEvents":[\n')
-        for number, event in enumerate(events(report, limit)):
-            file.write(f",\n{event}" if number else event)
+        written = events(report, limit)
+        file.write(next(written))
+        while lines := list(islice(written, 4096)):
+            file.write(",\n" + ",\n".join(lines))
         file.write("\n]}\n")
 
 

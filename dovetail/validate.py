@@ -123,7 +123,8 @@ def text(score: Score, other: dict[str, int]) -> str:
     for whole in totals(score):
         measured, predicted = (seconds(float(str(whole[key]))) for key in ("measured_s", "predicted_s"))
         error = float(str(whole["error"]))
-        lines.append(f"{whole['whole']} on {whole['device']}, {whole['parts']} parts: measured {measured}, predicted {predicted} ({error:+.1%})")
+        what = f"{whole['whole']} on {whole['device']}, {whole['parts']} parts"
+        lines.append(f"{what}: measured {measured}, predicted {predicted} ({error:+.1%})")
     lines.append(f"excluded: {len(score.excluded)} rows; {RULE}")
     lines += [f"  {m.place}: {m.device} {m.operator} {m.dtype}: {why}" for m, why in score.excluded[:LISTED]]
     if len(score.excluded) > LISTED:

@@ -61,7 +61,7 @@ class Fabric:
     """Links between the ranks of one domain, all alike, and what a library's kernels add on them.
 
     `launch_s` until all ranks are at work, `step_s` from rank to rank; `share` of the links' rate that large messages reach, `pair`
-    of that between two ranks alone, `quick` that of the protocol of small messages, which has no `fill_s` (and `step_fill_s` per step) until its
+    of that between two ranks alone, `quick` that of the protocol of small messages, with no `fill_s` (`step_fill_s` per step) until its
     buffers are full; `switch`, where the switch reduces, the share of the rate at which it does. `source` says where they come from.
     """
 

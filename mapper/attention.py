@@ -20,6 +20,7 @@ from mapper.mapping import OperatorMapping
 from mapper.matrix import OnMatrixUnit
 from mapper.pipeline import Job, Loop, Tile, Tiles
 from mapper.plan import Plan, pieces, tile_sizes
+from mapper.scored import Scored
 from mapper.target import Target
 from workloads.cost import attended_keys
 from workloads.format import Format
@@ -137,6 +138,11 @@ class Flash(OnMatrixUnit):
             for k in tile_sizes(min(op["keys"], self.blocks.keys_of(0, op["queries"])), SMALLEST_KEYS):
                 if q * self.blocks.group * k <= 2**22:
                     yield OperatorMapping(self.kernel.name, self.unit, "flash", {"q": q, "k": k})
+
+    @cached_property
+    def others(self) -> tuple[Scored, ...]:
+        """Further families of mappings of the same kernel; one query has no scores to spare."""
+        return (Scored(self),) if self.kernel.operator["queries"] > 1 else ()
 
     def footprint(self, mapping: OperatorMapping) -> dict[str, int]:
         """Two blocks of queries; keys for two steps and values for four, as softmax runs in between; scores, probabilities

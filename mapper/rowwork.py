@@ -48,7 +48,7 @@ KERNELS = {
     "rmsnorm": Rows(threads=1024, start=0, turn=800, source=_VIDUR, rate=Fraction(7, 5)),
     "rope": Rows(threads=512, start=0, turn=330, source=_VIDUR, rate=Fraction(31, 20)),
     "silu-mul": Rows(threads=1024, start=0, turn=650, source=_VIDUR, rate=Fraction(5, 4)),
-    "layernorm": Rows(threads=128, start=2450, turn=520, source=_COMPASS, vector=4, rate=Fraction(3, 2), beyond=8192),
+    "layernorm": Rows(threads=128, start=2450, turn=520, source=_COMPASS, vector=4, rate=Fraction(8, 5), beyond=8192),
     "softmax": Rows(threads=1024, start=0, turn=0, source=_COMPASS, rate=Fraction(8, 5), beyond=1024),
     "short softmax": Rows(threads=128, start=0, turn=0, source=_COMPASS, rate=Fraction(9, 4)),
     "quantise": Rows(threads=256, start=0, turn=0, source=_TRTLLM, rate=Fraction(14, 5)),

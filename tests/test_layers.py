@@ -21,8 +21,8 @@ LEFT_OF: dict[str, frozenset[str]] = {
 }
 
 HOMES: dict[str, tuple[str, ...]] = {
-    "torch": ("workloads/tracer", "verif/kernels", "verif/record", "verif/record_latency"),
-    "transformers": ("workloads/tracer", "verif/record_latency"),
+    "torch": ("workloads/tracer", "verif/kernels", "verif/record", "verif/latency"),
+    "transformers": ("workloads/tracer", "verif/latency"),
     "simpy": ("sim",),
     "numba": ("sim",),
     "cocotb": ("verif",),

@@ -15,6 +15,7 @@ from hw.pim.kernel import Kernel
 from hw.pim.neupims import NeuPims
 from hw.quantity import Bandwidth, Count
 from hw.unit import Unit
+from hw.work import Gemm, Work
 
 Design = HbmPim | Aim | AttAcc | NeuPims
 
@@ -52,6 +53,12 @@ class BankUnit(Unit):
             return 0
         clock = 10**15 // self.design.channel.preset.clock_fs
         return ceil(Fraction(self.internal_peak, 2 * int(clock)))
+
+    def cycles(self, work: Work) -> int:
+        """Clocks of the channel for a product whose right operand lies in the banks."""
+        if not isinstance(work, Gemm) or work.format not in self.formats():
+            return super().cycles(work)
+        return self.product(work.n, work.k, work.m).clocks
 
     def product(self, outputs: int, inputs: int, batch: int) -> Kernel:
         """The kernel of `batch` vectors times a matrix [outputs, inputs]. Raises `HardwareError` when it does not fit."""

@@ -45,8 +45,9 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
     the full clock, from which the power limit of the board follows; `sustained`, the efficiency
     of single formats where it is another; `step_latency`, cycles that a lone thread block needs per 64 elements of
     k however small its tile; `block_overhead`, cycles between thread blocks that follow each other; `drain`, cycles per result
-    to leave the accumulators; `split_latency`, the extra time of a product whose k is split; `attention_overhead`, cycles between thread blocks of attention (`decode_overhead` where each has
-    the queries of few positions, if that is another number). `tile_rows` and `tile_columns`
+    to leave the accumulators; `split_latency`, the extra time of a product whose k is split; `attention_overhead`,
+    cycles between thread blocks of attention (`decode_overhead` where each has the queries of few positions, if that
+    is another number). `tile_rows` and `tile_columns`
     are the edges of the thread-block tiles that the vendor's library is built for.
     """
 

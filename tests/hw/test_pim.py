@@ -20,6 +20,7 @@ from hw.pim.logic import BundlePath
 from hw.pim.neupims import NeuPims, interleaved, pack, sub_batches
 from hw.pim.stream import Kind, Part, Run, Stream
 from hw.pim.timeline import FOLD, follow
+from hw.work import Gemm
 
 
 # Command counts ------------------------------------------------------------------------------------------------------------
@@ -322,6 +323,13 @@ def test_devices_have_the_bandwidth_of_their_designs_inside(name, internal):
     # two bytes per multiply-accumulate
     assert unit.macs_per_cycle("fp16") * device.unit_clock("pim") >= Fraction(unit.internal_peak, 2)
     assert unit.macs_per_cycle("int4") == 0
+
+
+def test_the_unit_takes_the_clocks_of_its_kernel():
+    unit = load("hbm-pim").units["pim"]
+    assert unit.cycles(Gemm(2, 512, 256, "fp16")) == HbmPim().product(512, 256, 2).clocks
+    with pytest.raises(HardwareError, match="no cost for Gemm work"):
+        unit.cycles(Gemm(2, 512, 256, "int8"))
 
 
 def test_a_unit_without_attention_says_so():

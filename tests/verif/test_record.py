@@ -30,11 +30,11 @@ def test_every_unit_has_vectors_that_say_where_they_come_from(kind: str):
 
 
 def test_recording_again_gives_the_same_vectors(tmp_path: Path):
-    found = record(tmp_path, "cpu", ["ternary_row"])["units"]["ternary_row"]
-    committed = provenance("ternary_row")
+    found = record(tmp_path, "cpu", ["olive_mac"])["units"]["olive_mac"]
+    committed = provenance("olive_mac")
     assert committed is not None
     assert found["sets"] == committed["sets"]
-    for ours, theirs in zip(load("ternary_row", tmp_path), load("ternary_row"), strict=True):
+    for ours, theirs in zip(load("olive_mac", tmp_path), load("olive_mac"), strict=True):
         assert np.array_equal(ours.result, theirs.result)
 
 

@@ -50,7 +50,7 @@ class Measurement:
     `copies` weights take turns, so that a copy is found in the cache only if all fit (0: nothing is ever found there); `before`
     are small kernels that each call runs first and that the latency includes; `host_s` what the host adds by the authors'
     own account, for latencies by the host's clock. `place` is the file and the row. `profiled` latencies are from the start of a
-    kernel to its end, as a profiler states them: without the gap between two kernels. The latency is that of `calls` calls one after the other;
+    kernel to its end, as a profiler states them: without the gap between two kernels. The latency is that of `calls` calls in a row;
     `part_of` names the whole that it is a part of, whose sum is scored too.
     """
 

@@ -23,10 +23,11 @@ FS = 1e-15
 
 GAP_S = 1.25e-6
 """Part of a launch that lies between the end of one kernel and the start of the next: a profiler leaves it out, and a host that
-waits for each call has its own time instead. Inferred: the smallest kernels of profiled sets take 1 to 2 us, those of graph replays 2.7 to 2.9 us."""
+waits for each call has its own time instead. Inferred: the least kernels of profiled sets take 1 to 2 us, of graph replays 2.7 to 2.9."""
 
-BEFORE = ("append", "rearrange", "maximum", "quantise", "empty")
-"""Small kernels that a framework may run before the one of interest; `empty` is a launch that moves nothing."""
+BEFORE = ("append", "rearrange", "maximum", "quantise", "empty", "overlapped")
+"""Small kernels that a framework may run before the one of interest; `empty` is a launch that moves nothing, `overlapped` one of which
+the gap before it is hidden (programmatic dependent launch)."""
 
 
 class Predictor:
@@ -44,7 +45,8 @@ class Predictor:
             return fabric_of(measurement.device).seconds(measurement.operator, measurement.shape["ranks"], measurement.shape["bytes"])
         if key not in self._known:
             kernels = [*(_before(name, measurement) for name in measurement.before), *_graphs(measurement)]
-            self._known[key] = sum(self._kernel(graph, measurement) for graph in kernels)
+            hidden = GAP_S * measurement.before.count("overlapped")
+            self._known[key] = sum(self._kernel(graph, measurement) for graph in kernels) - hidden
         host = measurement.clock == "host"
         once = self._known[key] - (GAP_S if measurement.profiled or host else 0.0) + (measurement.host_s if host else 0.0)
         return once * measurement.calls
@@ -128,7 +130,7 @@ def _before(name: str, measurement: Measurement) -> Graph:
         new = 2 * s["batch"] * s["queries"] * s["kv_heads"] * s["head_dim"]
         queries = s["batch"] * s["queries"] * s["heads"] * s["head_dim"] if name == "rearrange" else 0
         return stream(new + queries, 1, 0, 0, "bf16", weights if not queries else "bf16")
-    if name == "empty":
+    if name in ("empty", "overlapped"):
         return stream(1, 1, 1, 0, "bf16")
     raise MeasurementError(
         f"{measurement.place}: column before: unknown kernel {name!r}, expected one of {', '.join(BEFORE)}{nearest(name, BEFORE)}"

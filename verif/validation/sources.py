@@ -303,7 +303,7 @@ def _before_attention(vllm: bool, prefill: bool, dtype: str, group: int) -> tupl
         return ("append", "empty") if not prefill and group > 1 else ("append",)  # packs the queries of a group
     if prefill:
         return ("rearrange", "empty", "empty") + (("empty",) if dtype == "bf16-kv8" else ())
-    return ("empty",) if dtype == "bf16" else ()
+    return ("empty", "overlapped", "overlapped") if dtype == "bf16" else ("overlapped",)
 
 
 _LINEAR_DEVICES = {"a100": "a100-80g", "h100": "h100-sxm"}

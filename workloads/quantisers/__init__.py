@@ -3,7 +3,7 @@
 >>> import numpy as np
 >>> from workloads.quantisers import quantiser
 >>> quantiser("int4-g32").round_trip(np.arange(32.0)).max()
-np.float32(31.0)
+np.float32(31.007812)
 
 `quantiser(name)` knows every storage format of `workloads.parse_format` that quantises; `report` measures the error on a tensor.
 """
