@@ -48,7 +48,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A workload on a device, ready to be simulated."""
+    """A workload on a device, ready to be simulated. `kept` says which results stay in which scratchpad, where and how long."""
 
     graph: Graph
     device: Device
@@ -57,6 +57,7 @@ class Compiled:
     occupancy: Mapping[str, Mapping[str, int]]  # memory -> what its peak consists of, in bytes
     lower_bound_fs: int
     assumptions: tuple[str, ...]
+    kept: tuple[Kept, ...] = ()
 
     @property
     def mapping(self) -> SavedMapping:
@@ -114,6 +115,7 @@ def compile_graph(
         occupancy=occupancy,
         lower_bound_fs=total_fs(target, [p.bound.scaled(p.count) for p in placed]),
         assumptions=_assumptions(graph, target, placed),
+        kept=tuple(kept),
     )
 
 
@@ -150,7 +152,7 @@ def _place(
                 if cache is None:
                     stages, stays = _keep(graph, placer, stages)
             staged.append(_prefetch(placer, stages, stays, mapping is not None))
-            kept += stays
+            kept += [replace(one, body=number) for one in stays]
         again = [[placer.side(joint) for stage in stages for _, joint in stage] for stages in staged]
         if cache is None or again == sides:
             return staged, kept
@@ -206,6 +208,8 @@ def _replayed(
     stages: list[Stage] = []
     for run in independent(kernels):
         stages += placer.replay_stages([kernels[i] for i in run], plans[run.start : run.stop])
+    if _crowded(placer.target, stages, found):
+        raise MappingError(f"{where}: keep: {', '.join(names)} leave too little room for the kernels that run meanwhile")
     return stages, found
 
 
@@ -242,9 +246,27 @@ def _keep(graph: Graph, placer: Placer, stages: list[Stage]) -> tuple[list[Stage
                 changed.append(row)
         except CapacityError:
             break
+        if _crowded(target, changed, found):
+            break
         if _stage_cost(target, changed) < _stage_cost(target, best[0]):
             best = changed, found
     return best
+
+
+def _crowded(target: Target, stages: list[Stage], kept: tuple[Kept, ...]) -> bool:
+    """Whether kernels that share a stage or are shared by units, and so do not make room, need what is kept meanwhile."""
+    index = 0
+    for stage in stages:
+        needs: dict[tuple[str, str], int] = {}
+        for part in (part for _, joint in stage for part in joint.parts):
+            for pad, need in part.plan.footprint.items():
+                count = max(1, part.site.copies // target.device.memories[pad].count)
+                needs[part.site.unit, pad] = max(needs.get((part.site.unit, pad), 0), need * count)
+        for pad, size in (room for i in range(index, index + len(stage)) for room in reserved(kept, i)):
+            if size + sum(need for (_, name), need in needs.items() if name == pad) > target.device.memories[pad].capacity:
+                return True
+        index += len(stage)
+    return False
 
 
 def _prefetch(placer: Placer, stages: list[Stage], kept: tuple[Kept, ...], saved: bool) -> list[Stage]:

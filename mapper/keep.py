@@ -21,8 +21,8 @@ from workloads.graph import Graph
 
 @dataclass(frozen=True)
 class Kept:
-    """A tensor of `size_bytes` in scratchpad `pad` from kernel `first` to kernel `last` of a body; it ends `offset` bytes before
-    the scratchpad does."""
+    """A tensor of `size_bytes` in scratchpad `pad` from kernel `first` to kernel `last` of a body (the number of a segment); it ends
+    `offset` bytes before the scratchpad does."""
 
     tensor: str
     pad: str
@@ -30,6 +30,7 @@ class Kept:
     first: int
     last: int
     offset: int = 0
+    body: int = 0
 
 
 Places = dict[str, tuple[Kept, ...]]

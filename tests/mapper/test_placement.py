@@ -1,5 +1,6 @@
 """Placement by cost: crossovers emerge, units share kernels, copies work in lockstep, saved mappings replay."""
 
+import itertools
 import json
 from fractions import Fraction
 from math import ceil
@@ -101,12 +102,28 @@ def checked(result):
         assert macs == needed if placed.kernel.kind != "attention" else macs >= needed
         for pad, need in placed.plan.footprint.items():
             assert need <= result.device.memories[pad].capacity
+    _check_room(result)
     assert trace.makespan == sum(count * max(units.values()) for count, units in stages.values())
     assert trace.makespan >= result.lower_bound_fs
     if result.program.tasks() < 2000:
         reference = simulate(result.program, "simpy")
         assert sorted((s.on, s.start, s.end) for s in trace.spans()) == sorted((s.on, s.start, s.end) for s in reference.spans())
     return trace.makespan
+
+
+def _check_room(result):
+    """Tiles and what is kept fit side by side, and what is kept at the same time does not overlap."""
+    for body in {placed.stage[0] for placed in result.kernels}:
+        kernels = [placed for placed in result.kernels if placed.stage[0] == body]
+        kept = [one for one in result.kept if one.body == body]
+        for index, placed in enumerate(kernels):
+            alive = [one for one in kept if one.first <= index <= one.last]
+            for pad, need in placed.plan.footprint.items():
+                held = max((one.offset + one.size_bytes for one in alive if one.pad == pad), default=0)
+                assert need + held <= result.device.memories[pad].capacity
+            for one, other in itertools.combinations(alive, 2):
+                apart = one.offset + one.size_bytes <= other.offset or other.offset + other.size_bytes <= one.offset
+                assert one.pad != other.pad or apart
 
 
 def only(result):
@@ -361,6 +378,22 @@ def test_results_stay_on_the_chip_where_the_scratchpads_are_linked():
     assert [p.plan.mapping.placement.get("keep") for p in near.kernels] == ["x1", "x2", None]
     assert checked(near) < checked(apart)
     assert near.occupancy["activations"]["results that stay"] == 2 * size  # x1 is read while x2 is written
+
+
+def test_what_stays_leaves_room_for_kernels_that_units_share_meanwhile():
+    # y stays from the first kernel to the last; the product between them is shared by both units and cannot make room
+    m, wide = 64, 2048
+    tensors = [*(tensor(name, (m, wide)) for name in "xyzo"), tensor("w", (wide, wide), role="weight")]
+    operators = [
+        Operator("norm", "norm", ("x",), ("y",), {"rows": m, "width": wide}),
+        Operator("gemm", "matmul", ("x", "w"), ("z",), {"batch": 1, "m": m, "n": wide, "k": wide}),
+        Operator("mean", "softmax", ("y",), ("o",), {"rows": m, "width": wide}),
+    ]
+    for capacity in ("300 KiB", "400 KiB", "600 KiB", "4 MiB"):
+        device = near_memory().with_settings({"memories.pad.capacity": capacity, "memories.buffer.capacity": capacity})
+        result = compile_graph(graph(tensors, operators, ["x"], ["z", "o"]), device)
+        checked(result)
+    assert [one.tensor for one in result.kept] == ["y"]
 
 
 def test_a_result_that_is_too_large_or_leaves_the_body_goes_through_memory():
