@@ -27,6 +27,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -99,7 +100,7 @@ def flat(tasks: int) -> bool:
     kept = True
     for name, build in (("held", held), ("handed over", handed_over), ("distinct channels", distinct)):
         program, part = build(cycles), build(cycles[: tasks // 10])
-        reference, slow_s = timed(lambda part=part: simpy_engine.simulate(part))
+        reference, slow_s = timed(partial(simpy_engine.simulate, part))
         if sorted(reference.spans()) != sorted(fast_engine.simulate(part).spans()):
             print(f"{name}: the engines disagree", file=sys.stderr)
             return False
@@ -135,7 +136,7 @@ def models() -> bool:
         graph = workloads.load("llama-2-7b", phase="prefill", batch=1, seq=2048)
         program = compile_graph(graph, load(device)).program
         folded, cpu_s = best(program)
-        unfolded_trace, unfolded_s = timed(lambda program=program: compiled_engine.simulate(spelled_out(program)))
+        unfolded_trace, unfolded_s = timed(partial(compiled_engine.simulate, spelled_out(program)))
         same = folded.makespan == unfolded_trace.makespan and sorted(folded.spans()) == sorted(unfolded_trace.spans())
         print(
             f"llama-2-7b prefill, {device}: {program.tasks():,} tasks, {folded.simulated:,} simulated, {folded.repetitions:,} repetitions "

@@ -7,6 +7,9 @@ tokens: the n-th wait takes the n-th token. Each channel has one releasing queue
 is a marked graph: its times do not depend on the order in which an engine looks at tasks, and making any task shorter never
 makes the program longer. `tokens` lists channels that start with credits (free buffers).
 
+A task may occupy several queues at once, the one it is `on` and those in `also`: it starts when its turn has come on each of
+them and every token is there, and holds them all to its end. Its tokens are those of the queue that it is `on`.
+
 A task with a `transfer` lasts as long as a memory service takes: it arrives there when it starts and ends when the service is
 through with it. A service handles transfers in the order of (arrival, position of the task's queue), one after the other, and
 keeps its state (open rows, direction of the bus) from one to the next, so that queues contend. Only with services do times

@@ -71,6 +71,8 @@ class WaveAttention(OnMatrixUnit, Wave):
                     yield OperatorMapping(self.kernel.name, self.unit, "wave", {"q": q, "heads": 1, "k": k, "split": 1})
             return
         heads = [h for h in (group >> i for i in range(group.bit_length())) if h and group % h == 0 and (h == group or h >= 8)]
+        if packed := op.attributes.get("packed", 0):
+            heads = [packed]
         for h in dict.fromkeys(heads):
             smallest = max(1, 16 // h)
             for q in tile_sizes(op["queries"], smallest):

@@ -96,7 +96,7 @@ def _graph(measurement: Measurement) -> Graph:
                 ("v", keys, weights, "kv_cache"),
                 ("o", rows, result, ""),
             )
-            names = ("batch", "heads", "kv_heads", "queries", "keys", "head_dim", "splits")
+            names = ("batch", "heads", "kv_heads", "queries", "keys", "head_dim", "splits", "packed")
             attributes = {name: s[name] for name in names if name in s}
             return single("attention", {**attributes, "value_dim": s["head_dim"], "causal": 1, "window": 0}, tensors)
         case "softmax":

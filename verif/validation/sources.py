@@ -240,6 +240,8 @@ def _attention(path: Path) -> Iterator[Measurement | str]:
         before = _before_attention(vllm, prefill, dtypes[pair], heads // groups)
         if vllm and not prefill and heads == groups:
             shape["splits"] = 1  # FlashAttention 2 splits keys only where queries of a group are packed
+        if not vllm and not prefill and heads // groups > _XQA_HEADS:
+            shape["packed"] = 1
         latency = _number(place, row, "latency_ms", 1e-3)
         yield Measurement(device, operator, dtypes[pair], shape, latency, "kernel", 0, before, 0.0, place)
 
@@ -295,6 +297,10 @@ def _moe(path: Path) -> Iterator[Measurement | str]:
         shape["skew"] = round(float(exponent) * 100) if law == "power_law" else 0
         latency = _number(place, row, "latency_ms", 1e-3)
         yield Measurement(device, "moe", dtype, shape, latency, "kernel", 0, ("empty",) * 3, 0.0, place)
+
+
+_XQA_HEADS = 32
+"""Query heads of one key head that TensorRT-LLM's decoding kernels take together; with more of them each head reads its own keys."""
 
 
 def _before_attention(vllm: bool, prefill: bool, dtype: str, group: int) -> tuple[str, ...]:
