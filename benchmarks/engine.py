@@ -28,9 +28,13 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # `mapper.py` in this folder would hide the package of that name
 
 from mapper.program import Program, Repeat, Table, Task
 from sim import compiled_engine, fast_engine, simpy_engine

@@ -2,7 +2,7 @@
 
 python benchmarks/explore.py                        decode; the three runs
 python benchmarks/explore.py --phase prefill        the same for a prompt of 2,048 tokens
-python benchmarks/explore.py --mappings             what remembered costs and mappings on disk save
+python benchmarks/explore.py --mappings             what remembered costs and mappings on disk save (CPU seconds)
 
 Wall time depends on what else the machine does, so processor time of all workers stands beside it. Each run has a store and a
 cache of mappings of its own.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,11 +21,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # `mapper.py` in this folder would hide the package of that name
+
 from dovetail import estimate, sweep
 from dovetail.explore import Study, Workload
-from dovetail.explore.mapping import Mappings
 from hw.device import Device
 from hw.devices import load
+from mapper.memo import Memo, Shelf
+from mapper.strategies import Search
 
 ROWS = [16, 24, 32, 48, 64, 96, 128, 160, 192, 256]
 COLUMNS = [16, 32, 64, 128, 256]
@@ -90,17 +95,13 @@ def mappings(phase: str) -> None:
             chosen(device)
         print(f"{what:44} {time.process_time() - start:6.2f} s processor for {len(devices)} designs")
 
-    spent(f"{phase}: estimate, nothing remembered", lambda device: estimate(graph, device=device))
-    known = Mappings(None)
-    spent(f"{phase}: estimate with remembered costs", lambda device: estimate(graph, device=device, mapping=known.search(graph, device)))
+    spent(f"{phase}: estimate, nothing remembered", lambda device: estimate(graph, device=device, strategy=Search()))
+    known = Search()
+    spent(f"{phase}: estimate with remembered costs", lambda device: estimate(graph, device=device, strategy=known))
     with tempfile.TemporaryDirectory() as folder:
-        disk = Mappings(Path(folder))
-        for device in devices:
-            disk.choose(graph, device)
-        again = Mappings(Path(folder))
-        spent(
-            f"{phase}: estimate with mappings on disk", lambda device: estimate(graph, device=device, mapping=again.choose(graph, device))
-        )
+        for what in ("kept on disk", "found on disk"):
+            disk = Search(memo=Memo(Shelf(Path(folder))))
+            spent(f"{phase}: estimate, mappings {what}", lambda device, disk=disk: estimate(graph, device=device, strategy=disk))
 
 
 def main() -> None:

@@ -5,9 +5,14 @@ python benchmarks/flightllm.py
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # `mapper.py` in this folder would hide the package of that name
 
 from sim.flightllm import generate, run
 from studies.flightllm import compiler

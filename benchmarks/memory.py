@@ -8,8 +8,13 @@ python benchmarks/memory.py --streams   the steady rates that `STREAMS` and `SCA
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from fractions import Fraction
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # `mapper.py` in this folder would hide the package of that name
 
 from hw.dram import MAPPINGS, PRESETS, SCATTER_SIZES, DramPreset
 from sim.dram import serve, simulate

@@ -7,8 +7,13 @@ python benchmarks/pim.py --errors    clocks of folded streams against following 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # `mapper.py` in this folder would hide the package of that name
 
 from hw.pim.aim import Aim
 from hw.pim.attacc import AttAcc

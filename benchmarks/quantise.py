@@ -5,6 +5,10 @@ from __future__ import annotations
 import itertools
 import sys
 import time
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # `mapper.py` in this folder would hide the package of that name
 
 from workloads.quantisers import distribution, pack, quantisable, quantiser
 

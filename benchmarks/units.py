@@ -7,8 +7,13 @@ its parts: tables, each shared by all columns, and elements.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # `mapper.py` in this folder would hide the package of that name
 
 from hw.area import characterisation
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from math import ceil
 
 from mapper.kernels import Kernel, Operand
 from workloads import cost
+from workloads.experts import has_histogram, histogram_attributes, tokens_of
 from workloads.graph import Operator
 
 
@@ -57,11 +59,30 @@ def piece(kernel: Kernel, dimension: str, start: int, size: int) -> Kernel:
             attributes["batch"] = size
         case "heads":
             attributes |= {"kv_heads": size, "heads": op["heads"] // op["kv_heads"] * size}
+        case "experts" if has_histogram(op):
+            return with_experts(kernel, tokens_of(op)[start : start + size])
         case "experts":
             rows = op["rows"] * (start + size) // whole - op["rows"] * start // whole
             experts = ceil(op["experts"] * share)
             attributes |= {"rows": rows, "active": size, "experts": experts, "top_k": min(op["top_k"], experts)}
             left = rest = Fraction(rows, op["rows"])
+    return _part(kernel, attributes, left, right, rest)
+
+
+def with_experts(kernel: Kernel, tokens: Sequence[int]) -> Kernel:
+    """The part of a grouped product that runs the experts with so many `tokens` each."""
+    op = kernel.operator
+    share, rows = Fraction(len(tokens), op["active"]), Fraction(sum(tokens), op["rows"])
+    if share == 1:
+        return kernel
+    experts = ceil(op["experts"] * share)
+    attributes = {**histogram_attributes(op.attributes, tokens), "experts": experts, "top_k": min(op["top_k"], experts)}
+    return _part(kernel, attributes, rows, share, rows)
+
+
+def _part(kernel: Kernel, attributes: dict[str, int], left: Fraction, right: Fraction, rest: Fraction) -> Kernel:
+    """A kernel with shares of its left and right operand and of everything else."""
+    op = kernel.operator
     cached = op.inputs[1:3] if kernel.kind == "attention" else op.inputs[1:2]
 
     def cut(operand: Operand) -> Operand:

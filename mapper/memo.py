@@ -14,19 +14,21 @@ import logging
 import os
 import sys
 import tempfile
+from collections import OrderedDict
 from collections.abc import Hashable
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mapper.errors import MappingError
+from hw.device import Device
+from hw.memory import Scratchpad
+from mapper.errors import CapacityError, MappingError
 from mapper.mapping import OperatorMapping
-from mapper.target import Target
+from mapper.search import Choice, Explored, Space, replay
+from mapper.target import Site, Target
 from workloads.sources import cache_folder
-
-if TYPE_CHECKING:
-    from mapper.search import Choice, Space
 
 CACHE_BYTES = 256 * 2**20
 """Size of what is kept on disk beyond which the least recently used files go; `DOVETAIL_CACHE_BYTES` overrides it."""
@@ -128,18 +130,16 @@ class Memo:
 
     def read(self, digest: str, space: Space) -> Choice | None:
         """The choice kept under a digest; None where there is none, or one that does not say what its plan takes."""
-        from mapper.search import Choice, family_of
-
         if (text := self._shelf.read(digest)) is None:
             return None
         try:
             kept = json.loads(text)
             mapping = OperatorMapping("", kept["unit"], kept["family"], kept["parameters"])
-            plan = family_of(space, mapping).plan(mapping)
-            if kept["schema"] != SCHEMA or plan.latency_fs != kept["latency_fs"]:
+            plan = replay(space, mapping)
+            if kept["schema"] != SCHEMA or plan.latency_fs != kept["latency_fs"] or not 0 <= int(kept["bound_fs"]) <= plan.latency_fs:
                 raise ValueError("it is of another version or damaged")
             return Choice(plan, int(kept["bound_fs"]), True, int(kept["examined"]), int(kept["space"]))
-        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, MappingError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, MappingError, CapacityError) as error:
             _LOG.warning("a kept mapping is searched again: %s (%s)", error, self._shelf.path(digest))
             return None
 
@@ -159,15 +159,49 @@ class Memo:
         self._shelf.write(digest, json.dumps(entry, separators=(",", ":")) + "\n")
 
 
-def _described(target: Target) -> str:
-    """The description of a device without what no mapping depends on; with the files of units that are defined elsewhere."""
+class Spaces:
+    """What searches of this process have found of the spaces of kernels, the most recently used `limit` of them.
+
+    Which mappings a kernel has and what they take does not depend on how large scratchpads are, only which of them fit does. So
+    a device that differs from an earlier one in that alone, or has less room because results stay on the chip, finds the costs
+    known.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._known: OrderedDict[Hashable, Explored] = OrderedDict()
+
+    def recall(self, space: Space, key: Hashable) -> Explored:
+        """What is known of a space; `key` is everything that it depends on beside the device."""
+        target = space.target
+        parts = key if isinstance(key, tuple) else (key,)
+        full = (_described(target, capacities=False), *(replace(p, reserved=()) if isinstance(p, Site) else p for p in parts))
+        explored = self._known.pop(full, None) or Explored(space)
+        self._known[full] = explored
+        while len(self._known) > self._limit:
+            self._known.popitem(last=False)
+        return explored
+
+
+def described(device: Device, capacities: bool = True) -> dict[str, Any]:
+    """The description of a device without the fields that no mapping depends on; without `capacities`, without those of scratchpads."""
 
     def without(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: without(item) for key, item in value.items() if key not in IRRELEVANT}
         return [without(item) for item in value] if isinstance(value, list) else value
 
-    if (known := _DESCRIBED.get(id(target.device))) is not None and known[0] is target.device:
+    data: dict[str, Any] = without(device.to_dict())
+    if not capacities:
+        for name, memory in device.memories.items():
+            if isinstance(memory, Scratchpad):
+                data["memories"][name].pop("capacity")
+    return data
+
+
+def _described(target: Target, capacities: bool = True) -> str:
+    """The description of a device without what no mapping depends on; with the files of units that are defined elsewhere."""
+    if (known := _DESCRIBED.get((id(target.device), capacities))) is not None and known[0] is target.device:
         return known[1]
     foreign = []
     for unit in target.device.units.values():
@@ -175,14 +209,14 @@ def _described(target: Target) -> str:
         if file and not Path(file).is_relative_to(_ROOT / "hw"):
             with suppress(OSError):
                 foreign.append(hashlib.sha256(Path(file).read_bytes()).hexdigest())
-    text = json.dumps([without(target.device.to_dict()), foreign], sort_keys=True)
+    text = json.dumps([described(target.device, capacities), foreign], sort_keys=True)
     if len(_DESCRIBED) > 64:
         _DESCRIBED.clear()
-    _DESCRIBED[id(target.device)] = (target.device, text)
+    _DESCRIBED[id(target.device), capacities] = (target.device, text)
     return text
 
 
-_DESCRIBED: dict[int, tuple[Any, str]] = {}
+_DESCRIBED: dict[tuple[int, bool], tuple[Any, str]] = {}
 
 
 @lru_cache(maxsize=1)
@@ -190,7 +224,7 @@ def sources() -> str:
     """SHA-256 of every source file that a mapping follows from."""
     total = hashlib.sha256()
     for room in ("hw", "mapper", "workloads"):
-        for path in sorted((_ROOT / room).glob("*.py")) + (sorted((_ROOT / room / "units").glob("*.py")) if room == "hw" else []):
+        for path in sorted((_ROOT / room).rglob("*.py")):
             total.update(str(path.relative_to(_ROOT)).encode())
             total.update(path.read_bytes())
     return total.hexdigest()

@@ -8,6 +8,7 @@ loop, partial sums stay on chip (`sums=local`) or go to main memory and come bac
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,6 +30,7 @@ from mapper.plan import Plan, balanced_sizes, pieces
 from mapper.program import Move
 from mapper.streamed import Streamed
 from mapper.target import Target
+from workloads.experts import tokens_of
 from workloads.format import Format
 
 ORDERS = {"outputs": ("mnk", "nmk"), "weights": ("nkm", "mnk", "nmk")}
@@ -50,14 +52,14 @@ class Product:
 
 
 def products(kernel: Kernel) -> tuple[Product, ...]:
-    """The products of a matrix kernel. Experts share their rows as evenly as whole rows allow."""
+    """The products of a matrix kernel, experts with most rows first."""
     op = kernel.operator
     if op.kind == "matmul" and kernel.input(1).total == op["n"] * op["k"]:
         return (Product(1, op["batch"] * op["m"], op["n"], op["k"]),)  # one right operand for the whole batch
     if op.kind == "matmul":
         return (Product(op["batch"], op["m"], op["n"], op["k"]),)
-    each, more = divmod(op["rows"], op["active"])
-    parts = (Product(more, each + 1, op["n"], op["k"]), Product(op["active"] - more, each, op["n"], op["k"]))
+    counts = Counter(tokens_of(op))
+    parts = (Product(counts[rows], rows, op["n"], op["k"]) for rows in sorted(counts, reverse=True))
     return tuple(p for p in parts if p.count and p.m)
 
 

@@ -67,35 +67,38 @@ def pipeline(tiles: Tiles, lags: Sequence[int]) -> Steps:
     The first iterations of a repetition still see tiles from before it and are written out; the rest stays folded.
     """
     history: History = (None,) * max(lags)
-    steps, history = _pipe(tiles, history, lags)
+    made: dict[tuple[int, ...], Step] = {}
+    steps, history = _pipe(tiles, history, lags, made)
     for _ in range(len(history)):  # drain
-        step, history = _advance(None, history, lags)
+        step, history = _advance(None, history, lags, made)
         steps += (step,)
     return tuple(step for step in steps if step)
 
 
-def _advance(tile: Tile | None, history: History, lags: Sequence[int]) -> tuple[Step, History]:
+def _advance(tile: Tile | None, history: History, lags: Sequence[int], made: dict[tuple[int, ...], Step]) -> tuple[Step, History]:
+    """The step in which a tile enters; one object for the same tiles in the same places."""
     window = (tile, *history)
-    jobs: list[Job] = []
-    for stage, lag in enumerate(lags):
-        if (source := window[lag]) is not None:
-            jobs += source[stage]
-    return tuple(jobs), window[: len(history)]
+    key = tuple(map(id, window))
+    if (step := made.get(key)) is None:
+        step = made[key] = tuple(
+            job for stage, lag in enumerate(lags) if (source := window[lag]) is not None for job in source[stage]
+        )
+    return step, window[: len(history)]
 
 
-def _pipe(tiles: Tiles, history: History, lags: Sequence[int]) -> tuple[Steps, History]:
+def _pipe(tiles: Tiles, history: History, lags: Sequence[int], made: dict[tuple[int, ...], Step]) -> tuple[Steps, History]:
     steps: list[Step | Loop[Step]] = []
     for item in tiles:
         if isinstance(item, Loop):
             peeled = min(item.count, len(history) // length(item.body) + 1)
             for _ in range(peeled):
-                body, history = _pipe(item.body, history, lags)
+                body, history = _pipe(item.body, history, lags, made)
                 steps += body
             if item.count > peeled:
-                body, history = _pipe(item.body, history, lags)
+                body, history = _pipe(item.body, history, lags, made)
                 steps.append(Loop(item.count - peeled, body))
         else:
-            step, history = _advance(item, history, lags)
+            step, history = _advance(item, history, lags, made)
             steps.append(step)
     return tuple(steps), history
 
@@ -137,6 +140,7 @@ class Lowering:
     def __init__(self, sequencer: str = LAUNCH) -> None:
         self.sequencer = sequencer
         self.active: tuple[str, ...] = ()
+        self._written: dict[tuple[str, int, tuple[str, ...]], tuple[Step, list[Item], tuple[str, ...]]] = {}
 
     def fork(self, name: str, branches: Sequence[tuple[str, Callable[[Lowering], list[Item]]]]) -> list[Item]:
         """What several sequencers write, at the same time: all start together, and what follows waits for all of them.
@@ -186,6 +190,15 @@ class Lowering:
         return items
 
     def _step(self, name: str, step: Step) -> list[Item]:
+        """The tasks of a step, the same ones for the same step behind the same queues."""
+        key = name, id(step), self.active
+        if key not in self._written:
+            items = self._write(name, step)
+            self._written[key] = step, items, self.active
+        _, items, self.active = self._written[key]
+        return items
+
+    def _write(self, name: str, step: Step) -> list[Item]:
         queues = tuple(sorted({job.on for job in step}))
         items: list[Item] = [self._go(f"{name}: step", 0, queues)]
         for queue in queues:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -116,6 +117,43 @@ def replay(space: Space, mapping: OperatorMapping) -> Plan:
     return plan
 
 
+class Costs:
+    """The mappings of a family with what they need and take, each computed once. None of that depends on capacities."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self._footprints: dict[int, dict[str, int]] = {}
+        self._bounds: dict[int, int] = {}
+        self._plans: dict[int, Plan] = {}
+
+    @cached_property
+    def candidates(self) -> tuple[OperatorMapping, ...]:
+        return tuple(self.space.candidates())
+
+    def footprint(self, index: int) -> dict[str, int]:
+        if index not in self._footprints:
+            self._footprints[index] = self.space.footprint(self.candidates[index])
+        return self._footprints[index]
+
+    def bound(self, index: int) -> int:
+        if index not in self._bounds:
+            self._bounds[index] = self.space.bound(self.candidates[index])
+        return self._bounds[index]
+
+    def plan(self, index: int) -> Plan:
+        if index not in self._plans:
+            self._plans[index] = self.space.plan(self.candidates[index])
+        return self._plans[index]
+
+
+class Explored:
+    """The families of a kernel's space with the costs that searches have found, for further searches with other capacities."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.families = tuple(Costs(family) for family in (space, *others(space)))
+
+
 def others(space: Space) -> tuple[Space, ...]:
     """Further families of mappings of the same kernel."""
     further: tuple[Space, ...] = getattr(space, "others", ())
@@ -135,17 +173,21 @@ def capacities(space: Space) -> dict[str, int]:
     return {name: memory.capacity for name, memory in space.target.device.memories.items()}
 
 
-def search(space: Space, name: str, objective: Objective = LATENCY, stop: Stop = NEVER) -> Choice:
+def search(
+    space: Space, name: str, objective: Objective = LATENCY, stop: Stop = NEVER, explored: Explored | None = None
+) -> Choice:
     """The plan of the least cost by the objective: by default of least latency; among equals the one of least energy, then the
-    one that moves fewest bytes, then the first of the space.
+    one that moves fewest bytes, then the first of the space. `explored` is what is known of a space that differs from this one in
+    the capacities of scratchpads alone; the choice is the same without.
 
     Raises `CapacityError` when no mapping fits, naming the memory and the missing bytes of the one that misses least.
     """
     best: Choice | None = None
     refused: CapacityError | None = None
-    for family in (space, *others(space)):
+    have = capacities(space)
+    for costs in (explored or Explored(space)).families:
         try:
-            best = _search_family(family, name, objective, stop, best)
+            best = _search_family(costs, have, name, objective, stop, best)
         except CapacityError as error:
             refused = refused or error
     if best is None:
@@ -154,23 +196,24 @@ def search(space: Space, name: str, objective: Objective = LATENCY, stop: Stop =
     return best
 
 
-def _search_family(space: Space, name: str, objective: Objective, stop: Stop, known: Choice | None) -> Choice:
+def _search_family(costs: Costs, have: dict[str, int], name: str, objective: Objective, stop: Stop, known: Choice | None) -> Choice:
     """The best of one family and of what is `known` from others."""
+    space = costs.space
     if isinstance(space, Tabled):
         assert known is None
-        return _search_table(space, name, objective, stop)
-    if isinstance(space, Ranked) and objective is LATENCY and (ranked := space.best(capacities(space))):
+        return _search_table(space, have, name, objective, stop)
+    if isinstance(space, Ranked) and objective is LATENCY and (ranked := space.best(have)):
         plans = [space.plan(mapping) for mapping in ranked]
         chosen = min(plans, key=lambda plan: objective.key(space, plan))
         return Choice(chosen, chosen.latency_fs, proven=True, examined=len(plans))
-    return _search_one_by_one(space, name, objective, stop, known)
+    return _search_one_by_one(costs, have, name, objective, stop, known)
 
 
-def _search_table(space: Tabled, name: str, objective: Objective, stop: Stop) -> Choice:
+def _search_table(space: Tabled, have: dict[str, int], name: str, objective: Objective, stop: Stop) -> Choice:
     table: Table = space.table
-    rows = table.fitting(capacities(space))
+    rows = table.fitting(have)
     if not len(rows):
-        raise nothing_fits(space, name, table.needs())
+        raise nothing_fits(have, name, table.needs())
     bounds = table.bounds(rows)
     least = int(bounds.min())
     energies = table.energies(rows) if objective.weighs_energy else None
@@ -210,53 +253,49 @@ def _among_equals(table: Table, rows: Array) -> int:
     return int(np.lexsort(keys)[0])
 
 
-def nothing_fits(space: Space, name: str, needs: dict[str, Array]) -> CapacityError:
+def nothing_fits(have: dict[str, int], name: str, needs: dict[str, Array]) -> CapacityError:
     """The error that names the memory and the missing bytes of the mapping that misses least."""
-    have = capacities(space)
     pads = list(needs)
     missing = np.stack([needs[pad] - have[pad] for pad in pads])
     row = int(missing.max(axis=0).argmin())
     pad = pads[int(missing[:, row].argmax())]
-    return _too_small(space, name, pad, int(needs[pad][row]))
+    return _too_small(have, name, pad, int(needs[pad][row]))
 
 
-def _too_small(space: Space, name: str, pad: str, need: int) -> CapacityError:
-    have = space.target.device.memories[pad].capacity
+def _too_small(have: dict[str, int], name: str, pad: str, need: int) -> CapacityError:
+    room = have[pad]
     return CapacityError(
-        f"operator {name!r}: no mapping fits: the smallest needs {need} B in {pad!r}, which holds {have} B ({need - have} B short)"
+        f"operator {name!r}: no mapping fits: the smallest needs {need} B in {pad!r}, which holds {room} B ({need - room} B short)"
     )
 
 
-def _search_one_by_one(space: Space, name: str, objective: Objective, stop: Stop, known: Choice | None) -> Choice:
-    have = capacities(space)
-    fitting: list[tuple[Any, int, int, OperatorMapping]] = []
+def _search_one_by_one(costs: Costs, have: dict[str, int], name: str, objective: Objective, stop: Stop, known: Choice | None) -> Choice:
+    space = costs.space
+    fitting: list[tuple[Any, int, int]] = []
     closest: tuple[int, str, int] | None = None
-    count = 0
-    for index, mapping in enumerate(space.candidates()):
-        count += 1
-        needs = space.footprint(mapping).items()
-        short = [(need - have[pad], pad, need) for pad, need in needs if need > have[pad]]
+    for index, mapping in enumerate(costs.candidates):
+        short = [(need - have[pad], pad, need) for pad, need in costs.footprint(index).items() if need > have[pad]]
         if short:
             worst = max(short)
             closest = worst if closest is None else min(closest, worst)
         else:
-            bound = space.bound(mapping)
-            fitting.append((_least_cost(space, mapping, bound, objective), bound, index, mapping))
+            bound = costs.bound(index)
+            fitting.append((_least_cost(space, mapping, bound, objective), bound, index))
     if known is None and not fitting:
         assert closest is not None
-        raise _too_small(space, name, closest[1], closest[2])
-    fitting.sort(key=lambda entry: entry[:3])
+        raise _too_small(have, name, closest[1], closest[2])
+    fitting.sort()
     best, best_key = (known.plan, (*objective.key(space, known.plan), -1)) if known else (None, ())
     fastest = known.bound_fs if known else None
     examined, complete = 0, True
-    for cost, bound, index, mapping in fitting:
+    for cost, bound, index in fitting:
         if best is not None and cost > best_key[0]:
             break
         if best is not None and stop.reached():
             complete = False
             fastest = min(bound, fastest or bound)
             break
-        plan = space.plan(mapping)
+        plan = costs.plan(index)
         examined += 1
         fastest = plan.latency_fs if fastest is None else min(fastest, plan.latency_fs)
         if best is not None and not objective.weighs_energy and plan.latency_fs > best.latency_fs:
@@ -267,10 +306,10 @@ def _search_one_by_one(space: Space, name: str, objective: Objective, stop: Stop
     assert best is not None
     assert fastest is not None
     if objective.weighs_energy and fitting:
-        fastest = min(fastest, *(bound for _, bound, _, _ in fitting))
+        fastest = min(fastest, *(bound for _, bound, _ in fitting))
     if known is None:
-        return Choice(best, fastest, complete, examined, count)
-    return Choice(best, fastest, complete and known.proven, examined + known.examined, count + known.space)
+        return Choice(best, fastest, complete, examined, len(costs.candidates))
+    return Choice(best, fastest, complete and known.proven, examined + known.examined, len(costs.candidates) + known.space)
 
 
 def _least_cost(space: Space, mapping: OperatorMapping, bound_fs: int, objective: Objective) -> Any:

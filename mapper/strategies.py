@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from mapper.errors import CapacityError, MappingError
 from mapper.mapping import OperatorMapping
-from mapper.memo import Memo
+from mapper.memo import Memo, Spaces
 from mapper.nest import Nest
 from mapper.objective import LATENCY, Objective
 from mapper.plan import Plan
@@ -37,6 +37,9 @@ STRATEGIES: dict[str, Generator] = {}
 """Every strategy by its name."""
 
 DEFAULT = "search"
+
+KNOWN_SPACES = 64
+"""Spaces of which a chooser remembers the costs, more than a layer has kernels."""
 
 
 def strategy(name: str) -> Callable[[Generator], Generator]:
@@ -65,16 +68,24 @@ class Chooser(Protocol):
 
 
 class Search:
-    """Chooses by a strategy and an objective, until it has to `stop`; `memo` keeps proven choices on disk.
+    """Chooses by a strategy and an objective, until it has to `stop`; `memo` keeps proven choices on disk, `spaces` the costs of
+    mappings in this process. Neither changes a choice.
 
     A kernel gets its share of the time that is left, `kernels` being how many are expected. What is not finished by then, or when
     it is interrupted, is the best mapping known so far.
     """
 
     def __init__(
-        self, strategy: str = DEFAULT, objective: Objective = LATENCY, stop: Stop = NEVER, memo: Memo | None = None, kernels: int = 1
+        self,
+        strategy: str = DEFAULT,
+        objective: Objective = LATENCY,
+        stop: Stop = NEVER,
+        memo: Memo | None = None,
+        kernels: int = 1,
+        spaces: Spaces | None = None,
     ) -> None:
         self.strategy, self.objective, self.stop, self.memo = strategy, objective, stop, memo
+        self.spaces = spaces if spaces is not None else Spaces(KNOWN_SPACES)
         self.generator = strategy_named(strategy)
         self._left = kernels
 
@@ -88,11 +99,11 @@ class Search:
 
     def _searched(self, space: Space, name: str, key: Hashable, stop: Stop) -> Choice:
         if self.memo is None:
-            return search(space, name, self.objective, stop)
+            return search(space, name, self.objective, stop, self.spaces.recall(space, key))
         digest = self.memo.digest(space.target, key, self.objective.name)
         if (kept := self.memo.read(digest, space)) is not None:
             return kept
-        choice = search(space, name, self.objective, stop)
+        choice = search(space, name, self.objective, stop, self.spaces.recall(space, key))
         if choice.proven:
             self.memo.write(digest, choice)
         return choice

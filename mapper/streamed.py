@@ -15,11 +15,12 @@ at a time), `keep`: of so many slabs all but one stand, the last one streams ane
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from math import ceil, floor
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from hw.quantity import FS_PER_S
@@ -365,9 +366,16 @@ def _kinds(size: int, piece: int) -> list[tuple[int, int]]:
     return [(piece, whole)] * (whole > 0) + [(rest, 1)] * (rest > 0)
 
 
+def _from(line: Line, start: int) -> Line:
+    return line[0][start:], line[1]
+
+
 def _keep(text: str) -> int:
     return {"all": 0, "none": 1}.get(text) if text in ("all", "none") else int(text)  # type: ignore[return-value]
 
+
+Line = tuple[list[int], int]
+"""Elements that every step of a run moves: numerators, and their common denominator."""
 
 Key = tuple[Fraction, Fraction, int, int, int, bool, bool, bool, bool, bool, int]
 
@@ -379,7 +387,7 @@ class _Emission:
         self.streamed, self.nest, self.s = streamed, streamed.nest, shape
         self.made: dict[Key, Tile] = {}
         self.folds: dict[Any, Tiles] = {}
-        self.lines: dict[Any, list[Fraction]] = {}
+        self.lines: dict[Any, Line] = {}
 
     def tiles(self) -> Tiles:
         blocks = self.streamed.blocks(self.s)
@@ -410,35 +418,34 @@ class _Emission:
         return ((tuple(job for job in loads if job.fs), (), (), ()),)
 
     # Shares of a load that is spread over steps ------------------------------------------------------------------------------------
-    def _spread(self, sizes: Sequence[int], steps: int) -> list[Fraction]:
+    def _spread(self, sizes: Sequence[int], steps: int) -> Line:
         """Elements that each of `steps` moves of consecutive slabs of `sizes`, at one pace of slabs per step."""
         key = (tuple(sizes), steps)
         if key not in self.lines:
-            pace = Fraction(len(sizes), steps)
-            before = [Fraction(0)]
-            for size in sizes:
-                before.append(before[-1] + size)
-
-            def moved(at: Fraction) -> Fraction:
-                whole = floor(at)
-                return before[whole] + (at - whole) * (sizes[whole] if whole < len(sizes) else 0)
-
-            marks = [moved(pace * step) for step in range(steps + 1)]
-            self.lines[key] = [after - earlier for earlier, after in itertools.pairwise(marks)]
+            before = list(itertools.accumulate(sizes, initial=0))
+            padded = (*sizes, 0)
+            marks = []
+            for step in range(steps + 1):
+                whole, rest = divmod(len(sizes) * step, steps)
+                marks.append(before[whole] * steps + rest * padded[whole])
+            self.lines[key] = [after - earlier for earlier, after in itertools.pairwise(marks)], steps
         return self.lines[key]
 
     def _standing_line(self, block: Block) -> list[int]:
         """Elements of every slab of a block that stands."""
         return [size * slab for size in block.standing for i, slab in enumerate(block.slabs) if self.s.stands(i)]
 
-    def _change(self, old: Block, new: Block) -> list[Fraction]:
+    def _change(self, old: Block, new: Block) -> Line:
         """Elements of the new block that each step of the last pass of the old and of the first pass of the new one moves. Where
         some slabs stream, all that stands is there one step before the last, which may use a streaming one."""
         line = self._standing_line(new)
         steps = old.steps + new.steps
-        return [*self._spread(line, steps - 1), Fraction(0)] if self.s.keep else self._spread(line, steps)
+        if not self.s.keep:
+            return self._spread(line, steps)
+        numerators, parts = self._spread(line, steps - 1)
+        return [*numerators, 0], parts
 
-    def _panel(self, rows: int, slabs_before: int, size: int, slabs: Sequence[int]) -> list[Fraction]:
+    def _panel(self, rows: int, slabs_before: int, size: int, slabs: Sequence[int]) -> Line:
         return self._spread([size * slab for slab in slabs], (rows - 1) * slabs_before + len(slabs))
 
     # Blocks and passes --------------------------------------------------------------------------------------------------------------
@@ -471,49 +478,43 @@ class _Emission:
         """The tiles of one panel passing all standing folds of a block."""
         s, rows, slabs = self.s, len(block.standing), block.slabs
         start = opening and before is None
-        arriving = self._change(before, block)[before.steps :] if opening and before else None
-        leaving = self._change(block, after) if after else None
-        coming = self._panel(rows, len(slabs), follower[2], follower[1]) if follower else None
-        own = self._panel(leader[0], leader[1], size, slabs)[(leader[0] - 1) * leader[1] :] if leader else None
+        steps, none = block.steps, ([0] * block.steps, 1)
+        arriving = _from(self._change(before, block), before.steps) if opening and before else none
+        leaving = self._change(block, after) if after else none
+        coming = self._panel(rows, len(slabs), follower[2], follower[1]) if follower else none
+        own = _from(self._panel(leader[0], leader[1], size, slabs), (leader[0] - 1) * leader[1]) if leader else none
+        first_use = start and not s.first
+        again = [(0, 1)] * len(slabs) if s.keep == 0 or first_use else [self._again(slabs, j) for j in range(len(slabs))]
+        x_parts, y_parts = math.lcm(arriving[1], leaving[1], again[0][1]), math.lcm(coming[1], own[1])
+        x_scale = (x_parts // arriving[1], x_parts // leaving[1], x_parts // again[0][1])
+        y_scale = (y_parts // coming[1], y_parts // own[1])
+        done = sum(slabs[:-1])
         numbers: list[int] = []
-        keys: dict[Key, int] = {}
-        made: dict[int, Tiles] = {}
+        keys: dict[tuple[int, int, int, int, bool, bool, bool, bool], int] = {}
         for i, standing in enumerate(block.standing):
             for j, slab in enumerate(slabs):
                 step = i * len(slabs) + j
-                x = Fraction(0)
-                if start and not s.first:
-                    x += standing * slab
-                if arriving:
-                    x += arriving[step]
-                if leaving:
-                    x += leaving[step]
-                if not (start and not s.first):
-                    x += self._again(standing, slabs, j)
-                y = Fraction(0)
-                if i == 0:
-                    y += own[j] if own else 0 if s.first else size * slab
-                elif coming:
-                    y += coming[step - len(slabs)]
-                first, last = j == 0, j == len(slabs) - 1
-                cold = start and step == 0
-                final = end and step == block.steps - 1
-                done = sum(slabs[:-1]) if last and not first else 0
-                key: Key = (x, y, standing, size, slab, first, last, cold, final, last and block.last, done)
-                number = keys.setdefault(key, len(keys))
-                if number not in made:
-                    made[number] = (self._tile(key),)
-                numbers.append(number)
+                x = arriving[0][step] * x_scale[0] + leaving[0][step] * x_scale[1] + standing * again[j][0] * x_scale[2]
+                if first_use:
+                    x += standing * slab * x_parts
+                if i:
+                    y = coming[0][step - len(slabs)] * y_scale[0] if follower else 0
+                else:
+                    y = own[0][j] * y_scale[1] if leader else 0 if s.first else size * slab * y_parts
+                cold, final = start and step == 0, end and step == steps - 1
+                numbers.append(keys.setdefault((x, y, standing, slab, j == 0, j == len(slabs) - 1, cold, final), len(keys)))
+        made: dict[int, Tiles] = {}
+        for (x, y, standing, slab, first, last, cold, final), number in keys.items():
+            loads = Fraction(x, x_parts), Fraction(y, y_parts)
+            summed = done if last and not first else 0
+            made[number] = (self._tile((*loads, standing, size, slab, first, last, cold, final, last and block.last, summed)),)
         return _folded(numbers, made)
 
-    def _again(self, standing: int, slabs: Sequence[int], j: int) -> Fraction:
-        """Elements of slabs that stream in every pass which move in this step."""
+    def _again(self, slabs: Sequence[int], j: int) -> tuple[int, int]:
+        """Elements per standing one of slabs that stream in every pass which move in this step, as a numerator and a denominator."""
         keep = self.s.keep
-        if keep == 0:
-            return Fraction(0)
-        group = j // keep
-        index = group * keep + keep - 1
-        return Fraction(standing * slabs[index], keep) if index < len(slabs) else Fraction(0)
+        index = j // keep * keep + keep - 1
+        return (slabs[index] if index < len(slabs) else 0), keep
 
     def _tile(self, key: Key) -> Tile:
         if key in self.made:

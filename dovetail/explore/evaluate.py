@@ -21,8 +21,8 @@ from mapper.errors import MappingError
 from workloads.errors import WorkloadError
 
 if TYPE_CHECKING:
-    from dovetail.explore.mapping import Mappings
     from dovetail.report import Report
+    from mapper.strategies import Search
     from workloads.graph import Graph
 
 Status = Literal["ok", "infeasible", "failed"]
@@ -85,14 +85,16 @@ def unpacked(data: bytes, where: str) -> Report:
         raise ReportError(f"{where}: the stored report is damaged ({error})") from None
 
 
-def run(job: Job, graph: Graph, mappings: Mappings) -> Outcome:
-    """Evaluates one job. A design that cannot run the workload, and an error of ours, become an outcome with the reason."""
+def run(job: Job, graph: Graph, search: Search) -> Outcome:
+    """Evaluates one job, with mappings that a `search` finds or remembers.
+
+    A design that cannot run the workload, and an error of ours, become an outcome with the reason."""
     from dovetail.estimate import estimate
 
     start = time.perf_counter()
     try:
         device = Device.from_dict(job.device, "design")
-        report = estimate(graph, device=device, engine=job.engine, mapping=mappings.choose(graph, device))
+        report = estimate(graph, device=device, engine=job.engine, strategy=search)
         return Outcome(job.key, "ok", "", measure(report, device), packed(report), time.perf_counter() - start)
     except (WorkloadError, HardwareError, MappingError) as error:
         return Outcome(job.key, "infeasible", f"{type(error).__name__}: {error}", elapsed_s=time.perf_counter() - start)
@@ -107,10 +109,12 @@ _graphs: dict[str, Graph] = {}
 
 
 @lru_cache(maxsize=1)
-def _mappings() -> Mappings:
-    from dovetail.explore.mapping import Mappings as MappingsType
+def _search() -> Search:
+    """The search of this process: that of `estimate`, remembering from design to design, and on disk what it has proven."""
+    from mapper.memo import Memo
+    from mapper.strategies import Search as SearchType
 
-    return MappingsType.default()
+    return SearchType(memo=Memo.default())
 
 
 def load_files(paths: Sequence[str]) -> None:
@@ -133,7 +137,7 @@ def run_chunk(jobs: Sequence[Job], graphs: Mapping[str, bytes], files: Sequence[
     for digest, data in graphs.items():
         if digest not in _graphs:
             _graphs[digest] = unpack_graph(data)
-    return [run(job, _graphs[job.graph], _mappings()) for job in jobs]
+    return [run(job, _graphs[job.graph], _search()) for job in jobs]
 
 
 def pack_graph(graph: Graph) -> bytes:
@@ -149,5 +153,5 @@ def unpack_graph(data: bytes) -> Graph:
 
 def warm_up() -> None:
     """Imports what an evaluation needs, so that the first one of a process is as fast as the others."""
-    for name in ("dovetail.estimate", "dovetail.explore.mapping", "sim.fast_engine", "workloads.graph"):
+    for name in ("dovetail.estimate", "mapper.compile", "sim.fast_engine", "workloads.graph"):
         importlib.import_module(name)

@@ -9,8 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
-_MAPPER = ("workloads", "hw", "mapper")
-_MODEL = (*_MAPPER, "sim")
+_MODEL = ("workloads", "hw", "mapper", "sim")
 _FRONT = ("dovetail/estimate.py", "dovetail/report.py", "dovetail/explore/evaluate.py", "dovetail/explore/workload.py")
 
 
@@ -36,9 +35,3 @@ def model_version() -> str:
     """SHA-256 of the package version and of every source file that a point's result follows from."""
     files = [path for room in _MODEL for path in (_ROOT / room).rglob("*.py")]
     return _digest([*files, *(_ROOT / name for name in _FRONT)])
-
-
-@lru_cache(maxsize=1)
-def mapper_version() -> str:
-    """SHA-256 of the package version and of every source file that a mapping follows from."""
-    return _digest(path for room in _MAPPER for path in (_ROOT / room).rglob("*.py"))

@@ -77,6 +77,9 @@ def summary(study: Study) -> list[str]:
 
 
 def shortened(text: str) -> str:
-    """A reason that fits a few lines."""
+    """A reason that fits a few lines: what is left out is from its middle, for the hint comes last."""
     line = " ".join(text.split())
-    return line if len(line) <= _LONGEST_REASON else line[: _LONGEST_REASON - 1] + "…"
+    if len(line) <= _LONGEST_REASON:
+        return line
+    end = _LONGEST_REASON // 3
+    return f"{line[: _LONGEST_REASON - end - 3]} … {line[-end:]}"

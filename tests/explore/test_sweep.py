@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from dovetail import estimate, sweep
 from dovetail.explore import Parameter, Space, Store, Workload
 from dovetail.explore.errors import ExploreError
 from dovetail.explore.evaluate import run as evaluate_job
-from dovetail.explore.mapping import Mappings
 from dovetail.explore.workload import only_layers
 from hw.device import Device
 from hw.devices import load
 from hw.errors import HardwareError
-from mapper.memo import prune
+from mapper.compile import compile_graph
+from mapper.memo import Spaces, prune
+from mapper.strategies import Search
 from tests.explore.cases import GEMM, array
 from workloads.errors import WorkloadError
 
@@ -77,7 +79,7 @@ def test_an_error_of_ours_is_recorded_with_its_place(monkeypatch: pytest.MonkeyP
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("dovetail.explore.mapping.Mappings.choose", broken)
+    monkeypatch.setattr("mapper.strategies.Search.choose", broken)
     study = small(rows=[8], sram=[64])
     assert study.points[0].failed
     assert study.points[0].reason.startswith("RuntimeError: a bug (test_sweep.py:")
@@ -86,7 +88,7 @@ def test_an_error_of_ours_is_recorded_with_its_place(monkeypatch: pytest.MonkeyP
 def test_failed_points_are_tried_again_only_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "s.sqlite"
     with monkeypatch.context() as patch:
-        patch.setattr("dovetail.explore.mapping.Mappings.choose", lambda *_: 1 / 0)
+        patch.setattr("mapper.strategies.Search.choose", lambda *_: 1 / 0)
         assert small(store=place).points[0].failed
     assert small(store=place).points[0].failed
     again = small(store=place, resume=True)
@@ -206,38 +208,40 @@ def test_a_search_with_remembered_costs_finds_what_a_search_without_finds(
     sizes: list[tuple[int, int, int]], shape: tuple[int, int, int]
 ) -> None:
     graph = workloads.load("gemm:{}x{}x{}:int8".format(*shape))
-    mappings = Mappings(None)
+    search = Search()
     for pads in sizes:
         names = ("ifmap", "filter", "ofmap")
         device = load("systolic-32").with_settings({f"memories.{n}.capacity": f"{s} KiB" for n, s in zip(names, pads, strict=True)})
         try:
-            wanted = estimate(graph, device=device).mapping
+            wanted = compile_graph(graph, device, strategy=Search(spaces=Spaces(0))).mapping
         except ValueError as error:
-            with pytest.raises(type(error), match="no mapping fits"):
-                mappings.search(graph, device)
+            with pytest.raises(type(error), match=re.escape(str(error))):
+                compile_graph(graph, device, strategy=search)
         else:
-            assert mappings.search(graph, device) == wanted
+            assert compile_graph(graph, device, strategy=search).mapping == wanted
 
 
 def test_a_layer_with_remembered_costs_is_mapped_as_without() -> None:
     graph = Workload("llama-2-7b", phase="decode", layers=1, weights="int8", acts="int8").graph()
-    mappings = Mappings(None)
+    search = Search()
     for kib in (4096, 512, 256):
         device = load("edge-npu").with_settings({f"memories.{n}.capacity": f"{kib} KiB" for n in ("activations", "weights", "outputs")})
-        assert mappings.search(graph, device) == estimate(graph, device=device).mapping
+        remembered = compile_graph(graph, device, strategy=search)
+        fresh = compile_graph(graph, device, strategy=Search(spaces=Spaces(0)))
+        assert remembered.mapping == fresh.mapping
+        assert [p.choice and (p.choice.bound_fs, p.choice.proven) for p in remembered.kernels] == [
+            p.choice and (p.choice.bound_fs, p.choice.proven) for p in fresh.kernels
+        ]
 
 
-def test_mappings_on_disk_are_used_again_and_damaged_ones_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph, device = workloads.load(GEMM), array()
-    first = Mappings(tmp_path).choose(graph, device)
-    (kept,) = tmp_path.glob("*/*.json")
-    with monkeypatch.context() as patch:
-        patch.setattr("dovetail.explore.mapping.search", lambda *_: 1 / 0)
-        assert Mappings(tmp_path).choose(graph, device) == first
-        cheaper = device.with_settings({"price": 1.0, "title": "another"})  # neither changes a time
-        assert Mappings(tmp_path).choose(graph, cheaper) == first
-    kept.write_text('{"schema": 1')
-    assert Mappings(tmp_path).choose(graph, device) == first
+def test_costs_that_are_known_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, search = workloads.load(GEMM), Search()
+    first, second = (estimate(graph, device=array(sram=sram), strategy=search) for sram in (64, 128))
+    monkeypatch.setattr("mapper.nest_table._Streams.latencies", lambda *_: 1 / 0)
+    monkeypatch.setattr("mapper.streamed.Streamed.bound", lambda *_: 1 / 0)
+    again = estimate(graph, device=array(sram=64).with_settings({"title": "another", "price": 1.0}), strategy=search)
+    assert again.mapping == first.mapping
+    assert second.latency_fs <= first.latency_fs
 
 
 def test_mappings_on_disk_stay_within_their_size_the_least_recently_used_go(tmp_path: Path) -> None:
@@ -251,12 +255,6 @@ def test_mappings_on_disk_stay_within_their_size_the_least_recently_used_go(tmp_
         os.utime(path, (10**9 - age, 10**9 - age))
     prune(tmp_path, 3500)
     assert sorted(p.name for p in folder.iterdir()) == ["0.json", "1.json", "2.json"]
-
-
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    mappings = Mappings(tmp_path / "file")  # not a folder
-    assert mappings.choose(workloads.load(GEMM), array()) == Mappings(None).choose(workloads.load(GEMM), array())
 
 
 # Mistakes ------------------------------------------------------------------------------------------------------------------
@@ -303,4 +301,4 @@ def test_evaluate_says_infeasible_for_mistakes_and_failed_for_errors_of_ours() -
 
     graph = workloads.load(GEMM)
     job = Job("k", {**array().to_dict(), "clock": "fast"}, graph.digest, "fast")
-    assert evaluate_job(job, graph, Mappings(None)).status == "infeasible"
+    assert evaluate_job(job, graph, Search()).status == "infeasible"

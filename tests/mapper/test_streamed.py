@@ -16,7 +16,7 @@ from mapper.errors import MappingError
 from mapper.kernels import fuse
 from mapper.mapping import Mapping, OperatorMapping
 from mapper.nest import Nest
-from mapper.streamed import KEEPS, Block, Shape, Streamed, _Emission, cut, even
+from mapper.streamed import KEEPS, Block, Line, Shape, Streamed, _Emission, cut, even
 from mapper.target import Target
 from sim import simulate
 
@@ -37,6 +37,11 @@ shapes = st.builds(
     st.sampled_from([0, 1, 2, 3, 8]),
     st.booleans(),
 )
+
+
+def elements(line: Line) -> list[Fraction]:
+    """Elements that each step moves."""
+    return [Fraction(numerator, line[1]) for numerator in line[0]]
 
 
 def arrivals(line: list[Fraction], sizes: list[int]) -> list[tuple[int, int]]:
@@ -67,7 +72,7 @@ def test_a_block_arrives_in_time_and_only_over_slabs_that_were_used(
     before, after = Block((4,) * old, (4, 4), depth, True), Block((4,) * new, (4, 4), depth, True)
     emission = _Emission(streamed(64, 64, 64), shape)
     kept = [j for j in range(slabs) if shape.stands(j)]
-    line = emission._change(before, after)
+    line = elements(emission._change(before, after))
     assert len(line) == before.steps + after.steps
     assert sum(line) == sum(emission._standing_line(after))
     moves = arrivals(line, emission._standing_line(after))
@@ -86,7 +91,7 @@ def test_a_block_arrives_in_time_and_only_over_slabs_that_were_used(
 def test_a_panel_arrives_in_time_and_fits_into_the_stated_buffer(rows: int, slabs: int, slab: int, last: int) -> None:
     emission = _Emission(streamed(64, 64, 64), Shape("mnk", rows, slab, slab, 1, 0, False))
     depth = [slab] * (slabs - 1) + [min(last, slab)]
-    line = emission._panel(rows, slabs, 1, depth)
+    line = elements(emission._panel(rows, slabs, 1, depth))
     moves = arrivals(line, depth)
     begins = (rows - 1) * slabs  # steps from the second fold of a panel to the first of the next one
     for j, (_, there) in enumerate(moves):
