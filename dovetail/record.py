@@ -31,8 +31,8 @@ def record(
         raise VerificationError(f"expected vectors or latency, not {what!r}{nearest(what, WHAT)}")
     if unit and what == "latency":
         raise VerificationError("--unit: latencies are of operators, not of units; leave it out")
-    if budget <= 0:
-        raise VerificationError(f"--budget: expected more than 0 seconds, not {budget:g}")
+    if not 0 < budget < float("inf"):
+        raise VerificationError(f"--budget: expected a number of seconds above 0, not {budget:g}")
     if importlib.util.find_spec("torch") is None:
         raise VerificationError("recording needs the Python package 'torch'; install it with: pip install torch")
     with Progress() as progress:

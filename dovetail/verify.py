@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ def verify(
     formal: Annotated[bool, typer.Option("--formal", help="Prove arithmetic and stream protocol for every input.")] = False,
     synth: Annotated[bool, typer.Option("--synth", help="Synthesise the first configuration of each unit.")] = False,
     exhaustive: Annotated[
-        bool, typer.Option("--exhaustive", help="Also the large recorded sets, and RTL over whole operand spaces; minutes per unit.")
+        bool, typer.Option("--exhaustive", help="Also RTL over whole operand spaces, or in long random runs; minutes per unit.")
     ] = False,
     waves: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the gate's waveforms (FST) there.")] = None,
     coverage: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the gate's coverage points (XML) there.")] = None,
@@ -61,8 +62,8 @@ def verify(
     for option, folder in (("--waves", waves), ("--coverage", coverage)):
         if folder is not None and simulator == "pysim":
             raise VerificationError(f"{option}: only the gate in a Verilog simulator makes these files, and --simulator is pysim")
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise VerificationError(f"{option}: {folder} is a file, expected a folder")
+        if folder is not None:
+            make_folder(option, folder)
     if junit is not None:
         check_writable(junit)
     kinds = list(dict.fromkeys(kind_of(name) for name in names or units_with_rtl()))
@@ -83,6 +84,20 @@ def verify(
         for failure in found["failures"]:
             print(failure, file=sys.stderr)
     return int(any(found["status"] == "fail" for found in rows))
+
+
+def make_folder(option: str, folder: Path) -> None:
+    """Makes a folder for files before the work that fills it. Raises `VerificationError` when that cannot be."""
+    from verif.errors import VerificationError
+
+    if folder.exists() and not folder.is_dir():
+        raise VerificationError(f"{option}: {folder} is a file, expected a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VerificationError(f"{option}: no folder can be made at {folder} ({error.strerror}); name another one") from None
+    if not os.access(folder, os.W_OK):
+        raise VerificationError(f"{option}: {folder} cannot be written to; name another folder")
 
 
 COUNTS = ("cases", "cycles_checked", "cycles_exact", "rtl_cycles", "model_cycles")
@@ -116,11 +131,11 @@ def row(kind: str, wanted: Wanted, progress: Callable[[str], None]) -> dict[str,
     proved: dict[str, str] = {}
     synthesis, tests, rtl = None, 0, None
     built = find_spec("amaranth") is not None
-    if provenance(kind):
+    origin = provenance(kind)
+    if origin is not None:
         progress(f"{title}: recorded vectors")
         found = conformance.check_vectors(kind)
         check, checks["recorded vectors"] = check + found, found.failures
-    if wanted.exhaustive:
         found = conformance.check_large_sets(kind, progress)
         check, checks["large recorded sets"] = check + found, found.failures
     if built:
@@ -152,7 +167,8 @@ def row(kind: str, wanted: Wanted, progress: Callable[[str], None]) -> dict[str,
         "combinations": {
             "vectors": vectors.distinct if vectors else None,
             "vectors_exhaustive": bool(vectors and vectors.exhaustive),
-            "vectors_checked": wanted.exhaustive,
+            "vectors_checked": vectors is not None,
+            "cores": [{"parameters": each["parameters"], **each["combinations"]} for each in (origin["sets"] if origin else ())],
             "rtl": rtl,
         },
         "formal": proved,
@@ -166,18 +182,27 @@ def row(kind: str, wanted: Wanted, progress: Callable[[str], None]) -> dict[str,
 
 
 def gate(kind: str, title: str, wanted: Wanted, progress: Callable[[str], None]) -> tuple[int, tuple[str, ...]]:
-    """Tests run in the Verilog simulator, and what failed; keeps the files that were asked for."""
+    """Tests run in the Verilog simulator, and what failed; keeps the files that were asked for, and the waveform of a failure."""
     import shutil
+    import tempfile
 
     from verif import conformance
+    from verif.errors import VerificationError
     from verif.gate import run_gate
 
     progress(f"{title}: Verilog in {wanted.simulator}")
-    found = run_gate(conformance.samples(kind)[0], waves=wanted.waves, simulator=wanted.simulator)
-    if wanted.coverage is not None and found.coverage:
-        wanted.coverage.mkdir(parents=True, exist_ok=True)
-        shutil.copy(found.coverage_xml, wanted.coverage / f"{title}.xml")
-    where = f" (waveform: {found.waves})" if found.waves else ""
+    with tempfile.TemporaryDirectory(prefix="dovetail-") as builds:
+        try:
+            found = run_gate(conformance.samples(kind)[0], builds=Path(builds), waves=wanted.waves, simulator=wanted.simulator)
+        except VerificationError as error:  # Verilog that does not compile, a simulator that breaks off
+            return 0, (str(error),)
+        if wanted.coverage is not None and found.coverage:
+            wanted.coverage.mkdir(parents=True, exist_ok=True)
+            shutil.copy(found.coverage_xml, wanted.coverage / f"{title}.xml")
+        waves = found.waves
+        if waves is not None and wanted.waves is None:  # of a failure
+            waves = Path(shutil.copy(waves, Path(tempfile.mkdtemp(prefix="dovetail-waves-"), f"{title}.fst")))
+    where = f" (waveform: {waves})" if waves else ""
     return found.tests, tuple(f"{title} in {wanted.simulator}: {failure}{where}" for failure in found.failures)
 
 

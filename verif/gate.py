@@ -1,6 +1,6 @@
 """The gate before RTL counts as verified: the unit as Verilog, in a Verilog simulator, driven by cocotb.
 
-A unit is built once per configuration: the folder is named after the hash of its Verilog.
+A unit is built once per configuration and folder of builds: its own folder is named after the hash of its Verilog.
 """
 
 from __future__ import annotations
@@ -12,19 +12,16 @@ import json
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from hw import Unit
+from hw import Case, Unit
 from verif.conformance import SEED, batches, component_of, describe, differences, draw, verilog
 from verif.errors import VerificationError
 from verif.simulate import simulate
 from verif.tools import missing_simulator, simulator_environment
-
-BUILDS = Path("sim_build")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +40,14 @@ class Gate:
 def run_gate(
     unit: Unit,
     *,
+    builds: Path,
     cases: int = 12,
-    builds: Path = BUILDS,
     waves: Path | None = None,
     junit: Path | None = None,
     source: str | None = None,
     simulator: str = "icarus",
 ) -> Gate:
-    """Golden results under every stall pattern, in `simulator`. `source` replaces the unit's Verilog.
+    """Golden results under every stall pattern, in `simulator`. `source` replaces the unit's Verilog. One run at a time uses `builds`.
 
     Waves are kept in the folder `waves` when it is given, and otherwise recorded by a second run when the first one fails.
     Raises `VerificationError` when the simulator or cocotb is missing or does not take the Verilog.
@@ -58,23 +55,32 @@ def run_gate(
     if reason := missing_simulator(simulator):
         raise VerificationError(reason)
     text = source or verilog(unit)
-    found = _run(unit, text, cases, builds, waves is not None, simulator)
-    if found.failures and waves is None:
-        found = _run(unit, text, cases, builds, True, simulator)
+    drawn = draw(unit, cases)
+    expected, wrong = _expected(unit, drawn)
+    recording = waves is not None or bool(wrong)
+    found = _run(unit, text, drawn, expected, builds, recording, simulator)
+    if found.failures and not recording:
+        found = _run(unit, text, drawn, expected, builds, True, simulator)
     if waves is not None and found.waves:
         waves.mkdir(parents=True, exist_ok=True)
-        found = Gate(**{**_fields(found), "waves": Path(shutil.copy(found.waves, waves / f"{unit.title}.fst"))})
+        found = replace(found, waves=Path(shutil.copy(found.waves, waves / f"{unit.title}.fst")))
     if junit is not None:
         junit.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(found.junit, junit)
-    return found
+    return replace(found, failures=(*wrong, *found.failures))
 
 
-def _fields(gate: Gate) -> dict[str, Any]:
-    return {name: getattr(gate, name) for name in Gate.__slots__}
+def _expected(unit: Unit, cases: list[Case]) -> tuple[list[int], tuple[str, ...]]:
+    """The result words of cases, from an Amaranth simulation that is held against the golden, and where it differs from that."""
+    groups = batches(unit, cases)
+    try:
+        run = simulate(component_of(unit), groups, rng=np.random.default_rng(SEED))
+    except VerificationError as error:  # the unit is stuck, which a waveform is to show
+        return [0] * sum(group.results for group in groups), (f"{describe(unit)}: {error}",)
+    return [word for words in run.results for word in words], tuple(differences(unit, cases, run.results)[:1])
 
 
-def _run(unit: Unit, text: str, count: int, builds: Path, waves: bool, simulator: str) -> Gate:
+def _run(unit: Unit, text: str, cases: list[Case], expected: list[int], builds: Path, waves: bool, simulator: str) -> Gate:
     from cocotb_tools.runner import get_runner
 
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -84,7 +90,9 @@ def _run(unit: Unit, text: str, count: int, builds: Path, waves: bool, simulator
     if not verilog_file.is_file():
         verilog_file.write_text("`timescale 1ns/1ps\n" + text, encoding="utf-8")
     task, results, coverage = folder / "task.json", folder / "results.xml", folder / "coverage.xml"
-    task.write_text(json.dumps(_task(unit, count, coverage)), encoding="utf-8")
+    words = [word for batch in batches(unit, cases) for word in batch.words]
+    told = {"words": [f"{word:x}" for word in words], "expected": [f"{word:x}" for word in expected]}
+    task.write_text(json.dumps({"unit": unit.kind, "seed": SEED, "coverage": str(coverage), **told}), encoding="utf-8")
     runner = get_runner(simulator)
     said = io.StringIO()
     try:
@@ -129,24 +137,6 @@ def _python_path() -> str:
 
     here = str(Path(__file__).resolve().parents[1])
     return os.pathsep.join(dict.fromkeys([here, *filter(None, sys.path)]))
-
-
-def _task(unit: Unit, count: int, coverage: Path) -> dict[str, Any]:
-    """Operand words and expected result words of the first `count` cases.
-
-    The expected words come from an Amaranth simulation that is held against the golden first.
-    """
-    cases = draw(unit, count)
-    run = simulate(component_of(unit), batches(unit, cases), rng=np.random.default_rng(SEED))
-    if wrong := differences(unit, cases, run.results):
-        raise VerificationError(f"the unit fails before the gate: {wrong[0]}")
-    return {
-        "unit": unit.kind,
-        "seed": SEED,
-        "words": [f"{word:x}" for batch in batches(unit, cases) for word in batch.words],
-        "expected": [f"{word:x}" for words in run.results for word in words],
-        "coverage": str(coverage),
-    }
 
 
 def _junit(path: Path) -> tuple[int, tuple[str, ...]]:

@@ -5,40 +5,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import hw
 from hw import UNITS
 from hw.area import characterisation
 from hw.unit import Unit
-from verif.record import provenance
+from verif.fingerprint import fingerprint
+from verif.record import provenance, write_atomically
 
 FILE = Path(__file__).parent / "verified.json"
-HW = Path(hw.__file__).parent
-SHARED = re.compile(r"^\s*(?:from|import) hw\.((?:rtl|units)\.\w+|gemm|number|bits|work)\b", flags=re.MULTILINE)
-
-
-@cache
-def fingerprint(kind: str) -> str:
-    """SHA-256 over the unit's file and everything in hw that its arithmetic and RTL are made of."""
-    start = sys.modules[UNITS[kind].__module__].__file__
-    waiting, seen = [Path(start)] if start else [], dict[Path, bytes]()
-    while waiting:
-        path = waiting.pop()
-        if path in seen or not path.is_file():
-            continue
-        seen[path] = path.read_bytes()
-        waiting += [HW / (name.replace(".", "/") + ".py") for name in SHARED.findall(seen[path].decode())]
-    text = b"".join(path.name.encode() + seen[path] for path in sorted(seen, key=lambda p: p.name))
-    return hashlib.sha256(text).hexdigest()
 
 
 def verified(kind: str, path: Path = FILE) -> dict[str, Any] | None:
@@ -89,7 +69,7 @@ def write(kinds: Iterable[str], path: Path = FILE) -> None:
         if path.is_file():
             document = json.loads(path.read_text(encoding="utf-8"))
         document["units"][kind] = outcome(kind)
-        path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        write_atomically(path, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
         print(f"{kind}: {document['units'][kind]}", file=sys.stderr)
 
 

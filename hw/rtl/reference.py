@@ -9,8 +9,10 @@ from amaranth.lib import data
 
 from hw.number import FLOATS
 from hw.rtl.float import Operation, add, multiply, round_pack, signal, unpack
+from hw.rtl.flush_multiplier import flush_multiply
 from hw.rtl.lmul import lmul
 from hw.rtl.lut_tensor_core import ENTRIES, ENTRY_BITS, table
+from hw.rtl.shift_add import ShiftAddElement
 from hw.rtl.stream import Pipeline, StreamUnit, total
 
 HALF, WIDE = FLOATS["fp16"], FLOATS["fp32"]
@@ -157,6 +159,11 @@ def references() -> dict[str, Any]:
     return {
         "ieee_bf16_multiplier": Operation(FLOATS["bf16"], multiply),
         "lmul_bf16_multiplier": Operation(FLOATS["bf16"], lmul),
+        "flush_bf16_multiplier": Operation(FLOATS["bf16"], flush_multiply),
+        "flush_fp8_e4m3_multiplier": Operation(FLOATS["fp8-e4m3"], flush_multiply),
+        "flush_fp8_e5m2_multiplier": Operation(FLOATS["fp8-e5m2"], flush_multiply),
+        "lmul_fp8_e4m3_multiplier": Operation(FLOATS["fp8-e4m3"], lmul),
+        "lmul_fp8_e5m2_multiplier": Operation(FLOATS["fp8-e5m2"], lmul),
         "ieee_fp16_multiplier": Operation(FLOATS["fp16"], multiply),
         "ieee_fp32_adder": Operation(FLOATS["fp32"], add),
         "mac_core_2x8_w1": MacCore(2, 8, 1),
@@ -170,4 +177,5 @@ def references() -> dict[str, Any]:
         "lookup_element_int": LookupElement(ENTRY_BITS, fp16=False),
         "lookup_element_int8": LookupElement(8, fp16=False),
         "lookup_element_fp16": LookupElement(16, fp16=True),
+        "shift_add_element": ShiftAddElement(),
     }

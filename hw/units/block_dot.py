@@ -22,6 +22,8 @@ from hw.work import Case, Gemm, Work
 
 MxElement = Literal["fp8-e4m3", "fp8-e5m2", "fp6-e3m2", "fp6-e2m3", "fp4", "int8"]
 SCALE_BIAS = 127
+HALF = 17
+"""Bits of the low half of an element whose products with others are too wide for float64."""
 LATENCY = 4
 """Cycles from the last block of a result to the result: products, adder tree, conversion to fp32, accumulation."""
 
@@ -69,19 +71,24 @@ def mx_element(name: MxElement) -> Element:
 
 
 def block_products(element: Element, left: Any, right: Any) -> Array:
-    """Exact sums over the last axis of products of codes, as integers in units of 2^-(2 fraction)."""
+    """Exact sums of products of codes [M, K] and [K, N], as integers in units of 2^-(2 fraction).
+
+    They are made in float64 where every sum is below 2^53. Formats of a wider range are cut into a high and a low half, whose
+    products are, and put together as Python integers.
+    """
     (a, i), (b, j) = element.integers(left), element.integers(right)
-    products = a * b
-    shifts = i + j
-    if np.max(shifts, initial=0) > 40:  # beyond int64: Python integers
-        products, shifts = products.astype(object), shifts.astype(object)
-    return np.asarray((products << shifts).sum(axis=-1))
+    a, b = a << i, b << j  # at most 33 bits: e5m2
+    if a.shape[1] * int(np.abs(a).max(initial=0)) * int(np.abs(b).max(initial=0)) < 1 << 53:
+        return np.asarray((a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64))
+    (high_a, low_a), (high_b, low_b) = ((x >> HALF, x & ((1 << HALF) - 1)) for x in (a, b))
+    parts = ((high_a, high_b, 2 * HALF), (high_a, low_b, HALF), (low_a, high_b, HALF), (low_a, low_b, 0))
+    return np.asarray(sum((x.astype(np.float64) @ y.astype(np.float64)).astype(np.int64).astype(object) << shift for x, y, shift in parts))
 
 
 def to_fp32(integers: Array, exponents: Array) -> Any:
     """float32 nearest to integer * 2^exponent, ties to even, by way of a float64 that rounds to odd."""
     if integers.dtype == object:
-        excess = np.maximum(np.vectorize(lambda v: abs(v).bit_length(), otypes=[np.int64])(integers) - 53, 0)
+        excess = np.maximum(np.frexp(integers.astype(np.float64))[1].astype(np.int64) - 53, 0)
         high = integers >> excess.astype(object)
         lost = (high << excess.astype(object)) != integers
         integers, exponents = (high | lost.astype(np.int64).astype(object)).astype(np.int64), exponents + excess
@@ -122,10 +129,10 @@ class _BlockDot(Unit):
         lost = np.zeros((len(left), right.shape[1]), bool)
         for number in range(left_scales.shape[1]):
             part = slice(number * self.block_size, (number + 1) * self.block_size)
-            a, b = left[:, None, part], right.T[None, :, part]
+            a, b = left[:, part], right[part]
             scale_a, scale_b = left_scales[:, number, None], right_scales[None, number]
             term = to_fp32(block_products(element, a, b), scale_a + scale_b - 2 * (SCALE_BIAS + element.fraction))
-            lost |= (element.undefined(a).any(-1) | element.undefined(b).any(-1)) & np.True_
+            lost |= np.any(element.undefined(a), axis=1, keepdims=True) | np.any(element.undefined(b), axis=0)
             if element.scale_nan:
                 lost |= (scale_a == 255) | (scale_b == 255)
             with np.errstate(invalid="ignore", over="ignore"):

@@ -33,6 +33,26 @@ def test_the_verilog_of_a_unit_gives_golden_results_under_every_stall_pattern(ki
 
 
 @pytest.mark.rtl
+@pytest.mark.skipif(bool(reason), reason=str(reason))
+@pytest.mark.parametrize("stuck", [False, True])
+def test_rtl_that_is_not_golden_leaves_a_waveform(builds: Path, stuck: bool, monkeypatch: pytest.MonkeyPatch):
+    """Also where the Amaranth simulation, which the expected words come from, has the same bug or never ends."""
+    from hw.rtl import ternary_row as rtl
+    from hw.rtl.stream import Pipeline
+    from verif.gate import run_gate
+
+    if stuck:
+        monkeypatch.setattr(Pipeline, "emit", lambda flow, *given: None)
+        monkeypatch.setattr("verif.simulate.PATIENCE", 50)
+    else:
+        monkeypatch.setattr(rtl, "chosen", lambda activation, code: activation)
+    gate = run_gate(samples("ternary_row")[0], cases=2, builds=builds)
+    assert ("stuck" if stuck else "golden is") in gate.failures[0]
+    assert gate.waves is not None
+    assert gate.waves.stat().st_size > 0
+
+
+@pytest.mark.rtl
 @pytest.mark.slow
 @pytest.mark.skipif(bool(too_old), reason=str(too_old))
 @pytest.mark.parametrize("kind", units_with_rtl())

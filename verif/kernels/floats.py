@@ -384,7 +384,7 @@ KERNELS = {
         lmul, draw_codes, tuple({"format": f} for f in ("bf16", "fp16", "fp8-e4m3", "fp8-e5m2")), (10_500_000, 1, 1), _codes, _byte_pairs
     ),
     "lmul_dot8": Kernel(
-        lmul_dot8, draw_numbers, ({"format": "bf16"}, {"format": "fp8-e4m3"}), (256, 256, 168), _steps_of_eight, rounds=(4, 4)
+        lmul_dot8, draw_numbers, ({"format": "bf16"}, {"format": "fp8-e4m3"}), (256, 256, 168), _steps_of_eight, rounds=(8, 8)
     ),
     "mx_dot": Kernel(
         mx_dot,
@@ -392,13 +392,18 @@ KERNELS = {
         tuple({"element_format": f} for f in (*ELEMENTS, "int8")),
         (256, 256, 224),
         _blocks_with_scales(32),
-        rounds=(4,) * 6,
+        rounds=(23,) * 6,
     ),
     "bfp_dot": Kernel(
-        bfp_dot, draw_bfp, ({}, {"block_size": 5, "magnitude_bits": 7}), (256, 256, 320), _blocks_with_scales(16), rounds=(2, 2)
+        bfp_dot, draw_bfp, ({}, {"block_size": 5, "magnitude_bits": 7}), (256, 256, 320), _blocks_with_scales(16), rounds=(8, 3)
     ),
     "bitmod_pe": Kernel(
-        bitmod_pe, draw_bitmod, tuple({"weights": f, "group": 32} for f in ("fp4", "fp3", "int6", "int8")), (256, 256, 176), _bit_serial
+        bitmod_pe,
+        draw_bitmod,
+        tuple({"weights": f, "group": 32} for f in ("fp4", "fp3", "int6", "int8")),
+        (256, 256, 176),
+        _bit_serial,
+        rounds=(4,) * 4,
     ),
     "bank_mac": Kernel(
         bank_mac, draw_fp16, ({"lanes": 4, "registers": 2},), (256, 256, 184), lambda parameters, left, right: pairs(left, right)

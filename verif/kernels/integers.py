@@ -130,8 +130,35 @@ def wht128(parameters: Parameters, values: Tensor) -> Tensor:
 
 
 def draw_vectors(parameters: Parameters, rng: np.random.Generator, m: int, n: int, k: int) -> Operands:
-    width = int(parameters.get("width", 8))
-    return (_between(-(1 << (width - 1)), (1 << (width - 1)) - 1, (m, int(parameters.get("points", 128))), rng),)
+    """Random vectors; of a size that can be listed, also those that bring every pair of operands to a butterfly of each stage."""
+    points, half = int(parameters.get("points", 128)), 1 << (int(parameters.get("width", 8)) - 1)
+    found = [_between(-half, half - 1, (m, points), rng)]
+    if _butterfly_space(parameters) and m >= BULK_VECTORS:
+        for stage in range(points.bit_length() - 1):
+            span = 1 << stage
+            # a stage's first butterfly takes the sums of the first two runs of `span` values, the second one alternating sums
+            sums = np.arange(-half * span, (half - 1) * span + 1)
+            runs = (sums[:, None] + np.arange(span)) // span
+            vectors = np.zeros((len(sums), len(sums), points), np.int64)
+            vectors[:, :, :span], vectors[:, :, span : 2 * span] = runs[:, None], runs[None]
+            odd = np.arange(points) % 2 == 1
+            found += [vectors.reshape(-1, points), np.where(odd, -1 - vectors, vectors).reshape(-1, points)]
+    return (np.concatenate(found),)
+
+
+BULK_VECTORS = 110_000
+
+
+def _butterfly_space(parameters: Parameters) -> int | None:
+    """Pairs of operands of each stage; None where they are too many to list.
+
+    Of v values from -v/2 to v/2 - 1, sums of s lie between -sv/2 and sv/2 - s, alternating ones between -s(v-1)/2 and s(v-1)/2:
+    each s(v-1) + 1 integers, of which all but s/2 are in both.
+    """
+    points, values = int(parameters.get("points", 128)), 1 << int(parameters.get("width", 8))
+    spans = (1 << stage for stage in range(points.bit_length() - 1))
+    found = sum(2 * ((values - 1) * span + 1) ** 2 - ((values - 1) * span + 1 - span // 2) ** 2 for span in spans)
+    return found if points * values <= 512 else None
 
 
 def _cells(parameters: Parameters, left: Any, right: Any) -> Identities:
@@ -174,7 +201,9 @@ KERNELS = {
         _cells,
     ),
     "ternary_row": Kernel(ternary_row, draw_ternary, ({}, {"lanes": 5, "accumulator_bits": 12}), (512, 512, 336), _ternary),
-    "lut_tensor_core": Kernel(lut_tensor_core, draw_lut, tuple({"weight_bits": b} for b in (1, 2, 3, 4)), (512, 512, 168), _lookups),
+    "lut_tensor_core": Kernel(
+        lut_tensor_core, draw_lut, tuple({"weight_bits": b} for b in (1, 2, 3, 4)), (512, 512, 168), _lookups, rounds=(32, 3, 1, 1)
+    ),
     "olive_mac": Kernel(
         olive_mac,
         draw_pairs,
@@ -189,7 +218,8 @@ KERNELS = {
         ({}, {"weight_bits": 2, "activation_bits": 3, "group": 3, "accumulator_bits": 9}),
         (512, 512, 168),
         lambda parameters, left, right: dot_steps(left, right, int(parameters.get("group", 4))),
+        lambda parameters: 1 << 15 if parameters else None,  # three activations of 3 bits and weights of 2
     ),
     "csd_chain": Kernel(systolic, draw_sparse, tuple({"kept": kept} for kept in (2, 4, 8, 16)), (1024, 1024, 336), _windows),
-    "wht128": Kernel(wht128, draw_vectors, ({}, {"points": 16, "width": 5}), (110_000, 1, 1), _butterflies),
+    "wht128": Kernel(wht128, draw_vectors, ({}, {"points": 16, "width": 5}), (BULK_VECTORS, 1, 1), _butterflies, _butterfly_space),
 }

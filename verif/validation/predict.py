@@ -25,9 +25,10 @@ GAP_S = 1.25e-6
 """Part of a launch that lies between the end of one kernel and the start of the next: a profiler leaves it out, and a host that
 waits for each call has its own time instead. Inferred: the least kernels of profiled sets take 1 to 2 us, of graph replays 2.7 to 2.9."""
 
-BEFORE = ("append", "rearrange", "maximum", "quantise", "empty", "overlapped")
-"""Small kernels that a framework may run before the one of interest; `empty` is a launch that moves nothing, `overlapped` one of which
-the gap before it is hidden (programmatic dependent launch)."""
+BEFORE = ("append", "rearrange", "pack", "maximum", "quantise", "empty", "overlapped")
+"""Small kernels that a framework may run before the one of interest: `append` writes new keys and values to the cache, `rearrange`
+moves queries, keys and values, `pack` copies queries or results into another order; `empty` is a launch that moves nothing,
+`overlapped` one of which the gap before it is hidden (programmatic dependent launch)."""
 
 
 class Predictor:
@@ -96,7 +97,7 @@ def _graph(measurement: Measurement) -> Graph:
                 ("v", keys, weights, "kv_cache"),
                 ("o", rows, result, ""),
             )
-            names = ("batch", "heads", "kv_heads", "queries", "keys", "head_dim", "splits", "packed")
+            names = ("batch", "heads", "kv_heads", "queries", "keys", "head_dim", "splits", "packed", "prompt")
             attributes = {name: s[name] for name in names if name in s}
             return single("attention", {**attributes, "value_dim": s["head_dim"], "causal": 1, "window": 0}, tensors)
         case "softmax":
@@ -130,6 +131,8 @@ def _before(name: str, measurement: Measurement) -> Graph:
         new = 2 * s["batch"] * s["queries"] * s["kv_heads"] * s["head_dim"]
         queries = s["batch"] * s["queries"] * s["heads"] * s["head_dim"] if name == "rearrange" else 0
         return stream(new + queries, 1, 0, 0, "bf16", weights if not queries else "bf16")
+    if name == "pack":
+        return stream(s["batch"] * s["queries"] * s["heads"] * s["head_dim"], 1, 0, 0, "bf16")
     if name in ("empty", "overlapped"):
         return stream(1, 1, 1, 0, "bf16")
     raise MeasurementError(

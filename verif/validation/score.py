@@ -33,9 +33,7 @@ class Score:
     transferred: tuple[float, ...] = ()
 
 
-def evaluate(
-    measurements: Iterable[Measurement], *, leave_one_device_out: bool = False, progress: Progress | None = None
-) -> Score:
+def evaluate(measurements: Iterable[Measurement], *, leave_one_device_out: bool = False, progress: Progress | None = None) -> Score:
     """Predict every physical measurement. With `leave_one_device_out` also with the constants of another generation, as if nothing
     had been fitted on the device's own."""
     tell = progress or (lambda text: None)
@@ -76,9 +74,7 @@ def evaluate(
             chosen = [kept[i] for i in indices]
             values[indices] = fit(label, chosen, devices[chosen[0].device])
         baselines[label] = tuple(values)
-    return Score(
-        tuple(kept), tuple(predicted), baselines, tuple(excluded), refused, tuple(transferred) if leave_one_device_out else ()
-    )
+    return Score(tuple(kept), tuple(predicted), baselines, tuple(excluded), refused, tuple(transferred) if leave_one_device_out else ())
 
 
 TRANSFER = {"ampere": "hopper", "hopper": "ampere"}

@@ -10,10 +10,12 @@ import csv
 import gzip
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
-from hw.devices import names
+from hw.devices import load, names
 from hw.errors import nearest
+from hw.memory import Cache
 from verif.validation.errors import MeasurementError
 from verif.validation.measurement import CLOCKS, COLLECTIVES, DTYPES, SHAPES, Measurement
 
@@ -182,11 +184,15 @@ def own(path: Path) -> Iterator[Measurement | str]:
 
 
 # Published sets -----------------------------------------------------------------------------------------------------------
-_SYSTEMS = {"a100_sxm": "a100-80g", "h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200", "l40s": "l40s"}
+_SYSTEMS = {"a100_sxm": "a100-80g", "h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200", "l40s": "l40s", "b60": "b60"}
 
 _GEMM_DTYPES = {"bfloat16": "bf16", "fp8": "fp8", "int8_wo": "w8a16", "int4_wo": "w4a16", "sq": "int8"}
 _COPIES_MOST = 5
-_CACHE_OF = {"h100-sxm": 50 * 2**20, "h200-sxm": 50 * 2**20, "a100-80g": 40 * 2**20}
+
+
+@lru_cache
+def _cache_of(device: str) -> int:
+    return next(memory.total for memory in load(device).memories.values() if isinstance(memory, Cache))
 
 
 def _system(path: Path) -> str:
@@ -197,13 +203,14 @@ def _system(path: Path) -> str:
 
 
 def _copies(path: Path, device: str, dtype: str, weights: int) -> int:
-    """Weights that take turns: the vLLM collector builds six layers, the TensorRT-LLM one up to five, as many as fill the L2."""
+    """Weights that take turns: the vLLM collector builds six layers, the TensorRT-LLM one five, since 1.1 as many of them
+    as fill the L2."""
     if "_vllm" in path.name:
         return 6
+    if "trtllm-1.0" in path.name:
+        return _COPIES_MOST
     size = weights * {"bf16": 2, "fp8": 1, "w8a16": 1, "int8": 1, "w4a16": 0.5}[dtype]
-    if "trtllm-1.3" in path.name:
-        return max(1, min(_COPIES_MOST, math.ceil(_CACHE_OF.get(device, 50 * 2**20) / size)))
-    return _COPIES_MOST
+    return max(1, min(_COPIES_MOST, math.ceil(_cache_of(device) / size)))
 
 
 def _rotated_gemm(path: Path) -> Iterator[Measurement | str]:
@@ -237,7 +244,9 @@ def _attention(path: Path) -> Iterator[Measurement | str]:
         shape = {"batch": _size(place, row, "batch_size"), "queries": queries, "keys": tokens + step, "heads": heads, "kv_heads": groups}
         shape |= {"head_dim": _size(place, row, "head_dim"), "tokens": tokens, "step": step}
         operator = "attention-prefill" if prefill else "attention-decode"
-        before = _before_attention(vllm, prefill, dtypes[pair], heads // groups)
+        before = _before_attention(vllm, prefill, dtypes[pair], shape)
+        if prefill and not vllm:
+            shape["prompt"] = 1  # TensorRT-LLM has kernels of their own for prompts, of one token too
         if vllm and not prefill and heads == groups:
             shape["splits"] = 1  # FlashAttention 2 splits keys only where queries of a group are packed
         if not vllm and not prefill and heads // groups > _XQA_HEADS:
@@ -303,10 +312,13 @@ _XQA_HEADS = 32
 """Query heads of one key head that TensorRT-LLM's decoding kernels take together; with more of them each head reads its own keys."""
 
 
-def _before_attention(vllm: bool, prefill: bool, dtype: str, group: int) -> tuple[str, ...]:
-    """Kernels of one call beside attention itself. All but the writes to the cache are inferred from the latency of the smallest calls."""
+def _before_attention(vllm: bool, prefill: bool, dtype: str, shape: Mapping[str, int]) -> tuple[str, ...]:
+    """Kernels of one call beside attention itself. Those of TensorRT-LLM but the writes to the cache are inferred from the latency of
+    the smallest calls."""
     if vllm:
-        return ("append", "empty") if not prefill and group > 1 else ("append",)  # packs the queries of a group
+        # a group's queries become rows of one product: transposed before and after, which moves nothing for one sequence or one group
+        transposed = shape["queries"] == 1 and shape["batch"] > 1 and 1 < shape["kv_heads"] < shape["heads"]
+        return ("append", "pack", "pack") if transposed else ("append",)
     if prefill:
         return ("rearrange", "empty", "empty") + (("empty",) if dtype == "bf16-kv8" else ())
     return ("empty", "overlapped", "overlapped") if dtype == "bf16" else ("overlapped",)

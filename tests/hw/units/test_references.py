@@ -68,3 +68,63 @@ def test_the_multipliers_are_exact_where_the_numbers_are_small():
     assert SINGLE.decode(np.array(run(Fp16Mac(4), words, 4))).tolist() == want.tolist()
     words = pack((a, 8), (b, 8), (closes, 1))
     assert unpack(run(Int8Dot(4), words, 4), (1, 32, True))[0][:, 0].tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp8-e4m3", "fp8-e5m2"])
+def test_the_flushing_multiplier_rounds_flushes_and_saturates(name: str):
+    """Against exact products in float64, rounded by `frexp` without an end of exponents; every kind of operand, NaN and infinity too."""
+    from amaranth.sim import Simulator
+
+    from hw.rtl.float import Operation
+    from hw.rtl.flush_multiplier import flush_multiply
+
+    form, rng = FLOATS[name], np.random.default_rng(4)
+    if name == "bf16":
+        x, y = rng.integers(0, 1 << 16, (2, 1500))
+        x[:750], y[:750] = form.encode(rng.normal(size=(2, 750)))
+        x[750:1000] = (x[750:1000] & 0x807F) | 0x1F80  # exponents that add up to the edge of the normal numbers
+        y[750:1000] = (y[750:1000] & 0x807F) | 0x1F80
+    else:
+        x, y = (codes.ravel()[::23] for codes in np.meshgrid(np.arange(256), np.arange(256)))  # 23 and 256 have no common factor
+    found, design = [], Operation(form, flush_multiply)
+
+    async def bench(ctx):
+        for a, b in zip(x.tolist(), y.tolist(), strict=True):
+            ctx.set(design.a, a)
+            ctx.set(design.b, b)
+            await ctx.delay(1e-9)
+            found.append(ctx.get(design.result))
+
+    simulator = Simulator(design)
+    simulator.add_testbench(bench)
+    simulator.run()
+    assert np.array_equal(found, flushed_product(form, x, y))
+
+
+def flushed_product(form, x, y):
+    a, b = form.decode(x), form.decode(y)
+    smallest, largest = 2.0 ** (1 - form.bias), float(form.decode(form.largest))
+    a, b = (np.where(np.abs(v) < smallest, 0 * v, v) for v in (a, b))
+    with np.errstate(invalid="ignore"):
+        exact = np.abs(a * b)
+    fraction, exponent = np.frexp(np.where(np.isfinite(exact), exact, 0))
+    rounded = np.ldexp(np.rint(np.ldexp(fraction, form.fraction + 1)), exponent - form.fraction - 1)
+    rounded = np.where(np.isinf(exact), largest, np.minimum(rounded, largest))
+    value = np.where(rounded < smallest, 0, rounded)
+    codes = form.encode(value) | ((x ^ y) & (1 << (form.width - 1)))
+    return np.where(np.isnan(exact), form.nan, codes)
+
+
+def test_a_shift_add_element_adds_shifted_sums_of_eight_activations():
+    """Beside the layer in numpy: entries of half a table, found again from all 256 indices."""
+    from hw.lowbit.lookup import doubled_tables
+    from hw.rtl.shift_add import ENTRIES, ShiftAddElement
+
+    rng, count = np.random.default_rng(5), 12
+    table = doubled_tables(rng.integers(-15, 16, 8).astype(np.float16))[0]  # integers: exact, so that halves are negatives
+    index, exponent = rng.integers(0, 256, count), rng.integers(-6, 7, count)
+    closes = np.arange(count) % 4 == 3
+    entries = np.repeat(table[256 - ENTRIES :].view(np.uint16).astype(np.int64)[None], count, axis=0)
+    words = pack((entries, 16), (index, 8), (exponent, 6), (closes, 1))
+    found = SINGLE.decode(np.array(run(ShiftAddElement(), words, 3)))
+    assert found.tolist() == np.ldexp(table[index].astype(float), exponent).reshape(3, 4).sum(axis=1).tolist()
