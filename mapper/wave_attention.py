@@ -28,9 +28,15 @@ SOFTMAX_OPERATIONS = 6
 MOST_SPLITS = 256
 """Parts of the keys that different thread blocks work on, at most; fewer where the operator states `splits`."""
 
+SPLITS = sorted(n << i for n in (1, 3) for i in range(9) if n << i <= MOST_SPLITS)
+"""Numbers of parts that are tried: libraries take the least number that fills the SMs, not powers of two alone."""
+
 LOADS = 2
 """Keys and values of few queries: a thread block waits for each, once per block of keys, unless loads run ahead of it (bulk copies
 by the memory accelerator that clusters of thread blocks come with)."""
+
+LEAST_ROWS = 8
+"""Rows of queries of a matrix instruction, at least: fewer are padded."""
 
 DEPENDENT_STEPS = 3
 """Scores, softmax and values of a block of keys wait for each other."""
@@ -59,8 +65,11 @@ class WaveAttention(OnMatrixUnit, Wave):
 
     @cached_property
     def few(self) -> bool:
-        """Whether heads that share keys are packed into a block and keys split between blocks: one query, or few with a past."""
+        """Whether heads that share keys are packed into a block and keys split between blocks: one query, or few with a past; not in
+        kernels of prompts (`prompt`), however short these are."""
         op = self.kernel.operator
+        if op.attributes.get("prompt", 0):
+            return False
         return op["queries"] == 1 or (op["queries"] < FEW_QUERIES and op["keys"] > op["queries"])
 
     def candidates(self) -> Iterator[OperatorMapping]:
@@ -79,10 +88,9 @@ class WaveAttention(OnMatrixUnit, Wave):
                 if q > smallest and q * h > 256:
                     continue
                 for k in (64, 128):
-                    split = 1
-                    while split == 1 or (split <= op.attributes.get("splits", MOST_SPLITS) and op["keys"] // split >= 64):
-                        yield OperatorMapping(self.kernel.name, self.unit, "wave", {"q": q, "heads": h, "k": k, "split": split})
-                        split *= 2
+                    for split in SPLITS:
+                        if split == 1 or (split <= op.attributes.get("splits", MOST_SPLITS) and op["keys"] // split >= 64):
+                            yield OperatorMapping(self.kernel.name, self.unit, "wave", {"q": q, "heads": h, "k": k, "split": split})
 
     def _shape(self, mapping: OperatorMapping) -> tuple[int, int, int, int]:
         """Query positions, query heads and keys of a block, and the blocks that share a range of keys."""
@@ -114,7 +122,8 @@ class WaveAttention(OnMatrixUnit, Wave):
         return self._ranges[q]
 
     def _block_cycles(self, rows: int, keys: int) -> tuple[int, int]:
-        """Matrix and vector cycles of one block of keys on one SM. The units take turns, so that power does not limit the clock."""
+        """Matrix and vector cycles of one block of keys on one SM. The units take turns, in part at least, so that power does not
+        limit the clock."""
         op, number_format = self.kernel.operator, self.placement[1]
         matrix = int(self.core.tile_cycles(rows, keys, op["head_dim"], number_format, full=True))
         matrix += int(self.core.tile_cycles(rows, op["value_dim"], keys, number_format, full=True))
@@ -135,12 +144,13 @@ class WaveAttention(OnMatrixUnit, Wave):
         steps = cycles_to_fs(ceil(k / SLICE) * DEPENDENT_STEPS * self.core.step_latency, clock)
         core = self.core
         between = core.decode_overhead if self.few and core.decode_overhead is not None else core.attention_overhead
-        overhead = cycles_to_fs(between, clock)
+        each = core.row_overhead if self.few else 0
+        overhead = {rows: cycles_to_fs(between + each * ceil(rows / LEAST_ROWS) * LEAST_ROWS, clock) for rows, _ in kinds}
         cycles = {rows: self._block_cycles(rows, k) for rows in {rows for rows, _ in kinds}}
         if self.few and self.core.cluster == 1:
             steps += LOADS * ceil(self.target.memory.latency * self._away)
-        turn = {rows: max(cycles_to_fs(m, clock) + cycles_to_fs(v, vector_clock), steps) for rows, (m, v) in cycles.items()}
-        times = {(rows, length): turn[rows] * length + overhead for rows, length in kinds}
+        turn = {rows: max(self._turn(cycles_to_fs(m, clock), cycles_to_fs(v, vector_clock)), steps) for rows, (m, v) in cycles.items()}
+        times = {(rows, length): turn[rows] * length + overhead[rows] for rows, length in kinds}
         longest, shortest = max(times.values()), min(times.values())
         blocks = sum(kinds.values())
         if len(kinds) == 1:
@@ -150,6 +160,10 @@ class WaveAttention(OnMatrixUnit, Wave):
         matrix, vector = (sum(cycles[rows][unit] * length * count for (rows, length), count in kinds.items()) for unit in (0, 1))
         pairs = sum(rows * length * count for (rows, length), count in kinds.items()) * k
         return _Schedule(busy, -(-matrix // sms), -(-vector // sms), pairs, blocks)
+
+    def _turn(self, matrix: int, vector: int) -> int:
+        """Femtoseconds of both units: one after the other, less what asynchronous instructions hide."""
+        return matrix + vector - int(min(matrix, vector) * self.core.attention_overlap)
 
     @cached_property
     def _away(self) -> Fraction:

@@ -22,7 +22,7 @@ import numpy as np
 
 from hw.memory import Cache, Dram
 from hw.quantity import FS_PER_S, cycles_to_fs
-from hw.units.tensor_core import TensorCore, least, most
+from hw.units.tensor_core import TensorCore, least, most, operand_bits
 from hw.work import Gemm, Vector
 from mapper.errors import MappingError
 from mapper.kernels import Kernel, Operand
@@ -34,7 +34,7 @@ from mapper.plan import Plan
 from mapper.program import Move
 from mapper.residency import NOTHING, Found
 from mapper.rowwork import row_cycles
-from mapper.target import Target, converts
+from mapper.target import Target, converts, mixed
 from mapper.vectorwork import of_kernel, of_operator
 from workloads.format import Format
 
@@ -55,6 +55,21 @@ SHORTEST_SPLIT = 128
 
 CONVERSIONS = 1
 """Vector operations to convert one stored weight to the format it is multiplied in; matrix units wait for them."""
+
+CONVERTING_SPLITS = 2
+"""Thread blocks that share one tile's k in kernels that convert their weights, at most: such kernels are built with few ways to split.
+Chosen among 1, 2, 4 and 8 on int8 and int4 weights of an A100 SXM 80 GB (NVIDIA aiconfigurator, TensorRT-LLM 1.0.0), the half of the
+shapes called fitted."""
+
+ROW_BLOCKS = (1, 8, 1, 16)
+"""A kernel for a single row, as a row of a product's table: thread blocks of 8 columns, each a dot product of the block's threads
+without tiles in shared memory, 16 of them side by side on an SM."""
+
+ROW_TURN = 256
+"""Elements of k that a warp of it loads at a time, and then waits for: eight of 16 bits per thread (loads of 16 B)."""
+
+ROW_OPERATIONS = 2
+"""Vector operations per multiply-accumulate in it: one fused, and one to widen the weight."""
 
 OVERLAP = 4
 """Resources that work at the same time take as long as the norm of this order of their times: 19 % longer than one where two
@@ -142,9 +157,10 @@ class Wave:
         fs = int(overlap([float(job.fs) for job in jobs]))
         if fs <= job.fs:
             return jobs
-        if self.target.queues[job.on] != FS_PER_S:  # whole cycles of a unit's clock: what is more stands on the queue of its blocks
-            matrix = next((n for n in self.target.device.units_for("gemm") if self.target.turns(n) in self.target.queues), None)
-            return (*jobs, Job("wait for others", self.target.turns(matrix), fs, fs)) if matrix else jobs
+        if job.on in self.target.device.units:  # whole cycles of a unit's clock: what is more stands on the queue of its blocks
+            queues = [self.target.turns(name) for name in (job.on, *self.target.device.units_for("gemm"))]
+            turns = next((queue for queue in queues if queue in self.target.queues), None)
+            return (*jobs, Job("wait for others", turns, fs, fs)) if turns else jobs
         return (*jobs[:longest], replace(job, cycles=fs, fs=fs), *jobs[longest + 1 :])
 
     def vector_share(self, works: tuple[Vector, ...]) -> tuple[Job, ...]:
@@ -183,14 +199,16 @@ class WaveProduct(OnMatrixUnit, Wave):
         """The candidates as rows of m, n, split, blocks."""
         _, _, n, k = self.shapes[0]
         rows = max(shape[1] for shape in self.shapes)
-        every = _tilings(self.core.tile_rows, self.core.tile_columns)
+        every = tilings(self.core.tile_rows, self.core.tile_columns)
         m_tile, n_tile, split = every[:, 0], every[:, 1], every[:, 2]
         useful = ((m_tile == m_tile.min()) | (m_tile < 2 * rows)) & ((n_tile == n_tile.min()) | (n_tile < 2 * n))
         if self.fused:
             useful &= (split == 1) & (m_tile * n_tile <= FUSED_TILE)
+        if self._lanes:
+            useful &= split <= CONVERTING_SPLITS
         useful &= (split == 1) | (k // split >= SHORTEST_SPLIT)
         table: np.ndarray[Any, Any] = every[useful]
-        return table
+        return np.concatenate((np.array([ROW_BLOCKS], dtype=np.int64), table)) if self._single else table
 
     def _mapping(self, row: Any) -> OperatorMapping:
         m, n, split, blocks = (int(value) for value in row)
@@ -201,12 +219,14 @@ class WaveProduct(OnMatrixUnit, Wave):
 
     def _needs(self, m: Any, n: Any, split: Any, blocks: Any) -> tuple[tuple[str, Any], ...]:
         """Slabs of both operands in shared memory and sums in registers of the blocks side by side; partial sums in the cache."""
-        width = ceil(max(16, self.kernel.input(0).format.element_bits) / 8)
+        left = right = 8 * ceil(max(16, self.kernel.input(0).format.element_bits) / 8)
+        if mixed(self.placement[1]):  # the right operand lies there as it is stored
+            right = operand_bits(self.placement[1])[1]
         shared = self.target.pad_capacity("activations", self.unit)[0]
         sums = self.target.pad_capacity("outputs", self.unit)[0]
         results = sum(count * rows * columns for count, rows, columns, _ in self.shapes)
         return (
-            (shared, blocks * STAGES * (m + n) * SLAB * width),
+            (shared, blocks * STAGES * (m * left + n * right) * SLAB // 8),
             (sums, blocks * m * n * SUM_BYTES),
             (self.cache[0], (split > 1) * results * split * SUM_BYTES),
         )
@@ -235,15 +255,35 @@ class WaveProduct(OnMatrixUnit, Wave):
         full, rest = mine // together, mine % together
         cycles = full * core.round_cycles(together, tile, m * n, depth)
         cycles = cycles + (rest > 0) * core.round_cycles(rest, tile, m * n, depth)
-        return cycles + -(-mine * m * n * core.drain.numerator // core.drain.denominator), grid
+        cycles = cycles + -(-mine * m * n * core.drain.numerator // core.drain.denominator)
+        if not self._single:
+            return cycles, grid
+        turn = ceil(self.cache[1].latency * self.target.device.unit_clock(self.unit) / FS_PER_S)
+        row = most(mine * -(-n * depth // self._single), -(-mine // blocks) * -(-depth // ROW_TURN) * turn)
+        return np.where(m == 1, row, cycles) if isinstance(m, np.ndarray) else row if m == 1 else cycles, grid
 
     @cached_property
     def _lanes(self) -> int:
         """Vector operations per cycle of one SM where the right operand is stored in another format than it is multiplied in; else 0."""
         if not converts(self.placement[1], self.kernel.input(1).format):
             return 0
-        units = self.target.device.units_for("vector")
-        return max((self.target.unit(name).operations_per_cycle() for name in units), default=0)
+        if not self.target.device.units_for("vector"):
+            return 0
+        return self.target.unit(self.target.vector_unit(self.kernel.name)).operations_per_cycle()
+
+    @cached_property
+    def _single(self) -> int:
+        """Products per cycle of the vector lanes of one SM where a kernel for a single row is an alternative to tiles; else 0.
+
+        Libraries turn to it for units whose operands threads load; those fed by bulk copies of clusters take one row like others.
+        Its multiplications are counted on the matrix unit all the same.
+        """
+        core = self.core
+        if max(shape[1] for shape in self.shapes) > 1 or core.cluster > 1 or 1 in core.tile_rows or self._lanes or self.fused:
+            return 0
+        if not self.target.device.units_for("vector"):
+            return 0
+        return self.target.unit(self.target.vector_unit(self.kernel.name)).operations_per_cycle() // ROW_OPERATIONS
 
     def _fed(self, m: Any, n: Any) -> Any:
         """Bits that the cache delivers: every thread block reads its rows, every cluster of thread blocks its columns."""
@@ -408,8 +448,8 @@ def _parameters(mapping: OperatorMapping) -> tuple[int, int, int, int]:
 
 
 @lru_cache
-def _tilings(rows: tuple[int, ...], columns: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Every tile, split and number of blocks side by side that the registers of an SM can be meant for."""
+def tilings(rows: tuple[int, ...], columns: tuple[int, ...], largest: int = LARGEST_TILE) -> np.ndarray[Any, Any]:
+    """Every tile, split and number of blocks side by side of at most `largest` results on an SM."""
     return np.array(
         [
             (m, n, 1 << split, 1 << blocks)
@@ -417,7 +457,7 @@ def _tilings(rows: tuple[int, ...], columns: tuple[int, ...]) -> np.ndarray[Any,
             for n in columns
             for split in range(6)
             for blocks in range(3)
-            if m * n <= LARGEST_TILE and (blocks == 0 or (m * n << blocks) <= LARGEST_TILE)
+            if m * n <= largest and (blocks == 0 or (m * n << blocks) <= largest)
         ],
         dtype=np.int64,
     )
@@ -457,14 +497,14 @@ class WaveStream(Wave):
 
     def _rows(self, jobs: tuple[Job, ...]) -> tuple[Job, ...]:
         """The vector units' job, no shorter than its thread blocks wait for their rows."""
-        names = self.target.device.units_for("vector")
-        if not names:
+        if not self.target.device.units_for("vector"):
             return jobs
-        clock, sms = self.target.device.unit_clock(names[0]), self.target.unit(names[0]).count
+        name = self.target.vector_unit(self.kernel.name)
+        clock, sms = self.target.device.unit_clock(name), self.target.unit(name).count
         missing = self.missing(self.kernel.reads) / max(Fraction(1), sum((o.size for o in self.kernel.reads), Fraction(0)))
         away = float(missing * self.target.memory.latency * clock / FS_PER_S)
         cycles = row_cycles(self.kernel, sms, away)
-        job = jobs[0] if jobs else Job("rows", names[0], 0, 0)
+        job = jobs[0] if jobs else Job("rows", name, 0, 0)
         if cycles <= job.cycles:
             return jobs
         return (replace(job, cycles=cycles, fs=cycles_to_fs(cycles, clock)),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from hw.errors import HardwareError
 from hw.memory import Ratio, Share
 from hw.quantity import Count, Duration, Energy
 from hw.unit import Unit
-from hw.work import Gemm, Work
+from hw.work import Gemm, Work, sides
 
 BLOCK_AREA = 128 * 128
 """Results of the thread block whose warps, one to a scheduler, are meant by a lone block."""
@@ -32,8 +33,9 @@ SLICE = 64
 class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
     """Matrix units of one streaming multiprocessor (SM); `count` is the number of SMs.
 
-    `macs` is the dense multiply-accumulate rate of one SM per cycle and format; `instruction` the (m, n, k) of one matrix
-    instruction at 16-bit operands, in whole multiples of which tiles are computed (k scales inversely with operand width);
+    `macs` is the dense multiply-accumulate rate of one SM per cycle and format (`fp16xint4`: of fp16 by int4 as it is stored);
+    `instruction` the (m, n, k) of one matrix instruction at 16-bit operands, in whole multiples of which tiles are computed (k
+    scales inversely with the left operand's width);
     `shared_bandwidth` bytes per cycle that one SM's shared memory delivers to the warps; `warps` the (rows, columns) grid
     of warps that divide a thread-block tile, each reading its own rows and columns; `instruction_latency` cycles of one
     dependent instruction; `cluster` the thread blocks, neighbours along the rows, that one read of the cache serves (multicast).
@@ -47,7 +49,9 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
     k however small its tile; `block_overhead`, cycles between thread blocks that follow each other; `drain`, cycles per result
     to leave the accumulators; `split_latency`, the extra time of a product whose k is split; `attention_overhead`,
     cycles between thread blocks of attention (`decode_overhead` where each has the queries of few positions, if that
-    is another number). `tile_rows` and `tile_columns`
+    is another number, and `row_overhead` more for each row of queries there); `attention_overlap`, the share of the shorter
+    of an attention block's products and softmax that runs beside the longer one (asynchronous matrix instructions).
+    `tile_rows` and `tile_columns`
     are the edges of the thread-block tiles that the vendor's library is built for.
     """
 
@@ -72,6 +76,8 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
     split_latency: Duration = 0
     attention_overhead: int = Field(default=0, ge=0)
     decode_overhead: int | None = Field(default=None, ge=0)
+    row_overhead: int = Field(default=0, ge=0)
+    attention_overlap: Ratio = Fraction(0)
 
     def cycles(self, work: Work) -> int:
         """Cycles of one SM for one thread-block tile: the larger of matrix rate and shared-memory operand delivery,
@@ -91,16 +97,18 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
         rate = self.macs_per_cycle(number_format)
         if not rate:
             raise HardwareError(f"tensor core has no rate for {number_format}, only for {', '.join(self.macs)}")
-        width = _bytes(number_format)
+        left, right = operand_bits(number_format)
         im, inn, ik = self.instruction
         share = Fraction(1) if full else self.sustained.get(number_format, self.efficiency)
-        depth = _whole(k, max(1, ik * 2 // width))
+        depth = _whole(k, max(1, ik * 16 // left))
         warp_rows, warp_columns = self.warps
         best: Any = None
-        # the instruction's two result dimensions may be swapped, so that a flat operand pads to the smaller one
-        for rows, columns in ((_whole(m, im), _whole(n, inn)), (_whole(m, inn), _whole(n, im))):
+        shapes = [(_whole(m, im), _whole(n, inn))]
+        if left == right:  # the instruction's two result dimensions may be swapped, so that a flat operand pads to the smaller one
+            shapes.append((_whole(m, inn), _whole(n, im)))
+        for rows, columns in shapes:
             matrix = -(-rows * columns * depth * share.denominator // (rate * share.numerator))
-            delivered = -(-(rows * warp_columns + columns * warp_rows) * depth * width // self.shared_bandwidth)
+            delivered = -(-(rows * warp_columns * left + columns * warp_rows * right) * depth // (8 * self.shared_bandwidth))
             cycles = most(matrix, delivered)
             best = cycles if best is None else least(best, cycles)
         return best
@@ -171,6 +179,16 @@ def _whole(size: Any, step: int) -> Any:
     return -(-size // step) * step
 
 
-def _bytes(number_format: str) -> int:
-    """Operand width in shared memory; sub-byte formats are counted as one byte."""
-    return {"tf32": 4, "fp32": 4, "fp64": 8, "fp16": 2, "bf16": 2}.get(number_format, 1)
+def operand_bits(number_format: str) -> tuple[int, int]:
+    """Widths of the left and the right operand in shared memory. Formats of one width are counted as whole bytes; of unlike
+    operands (`fp16xint4`) the right one lies there as it is stored.
+
+    >>> operand_bits("fp16"), operand_bits("int4"), operand_bits("fp16xint4"), operand_bits("int8xternary")
+    ((16, 16), (8, 8), (16, 4), (8, 2))
+    """
+    left, right = sides(number_format)
+    wide = 8 * {"tf32": 4, "fp32": 4, "fp64": 8, "fp16": 2, "bf16": 2}.get(left, 1)
+    if left == right:
+        return wide, wide
+    digits = re.search(r"\d+", right)
+    return wide, int(digits[0]) if digits else 2
