@@ -16,8 +16,9 @@ import hw.units  # noqa: F401 - registers the unit kinds
 from hw.errors import HardwareError, nearest
 from hw.generations import with_generation
 from hw.memory import Dram, Memory, Scratchpad, Share, memory_class
+from hw.node import Node
 from hw.part import Part
-from hw.quantity import Bandwidth, Duration, Energy, Frequency, Power, cycles_to_fs
+from hw.quantity import Bandwidth, Count, Duration, Energy, Frequency, Power, cycles_to_fs
 from hw.unit import UNITS, Unit, unit_class
 from hw.work import Work
 
@@ -45,7 +46,8 @@ class Link(Part):
     interface: that of units near or in the memory. `access` says what the memory does meanwhile: with `exclusive` it serves
     either this way or its interface at a time, with `concurrent` both (other banks serve the interface). `efficiency` is the share
     of the bandwidth that streams reach (rows and refresh; the memory's `timing` is that of its interface), `latency` comes on top
-    of the memory's, `energy` is that of one bit over this way instead of the memory's.
+    of the memory's, `energy` is that of one bit over this way instead of the memory's. A concurrent way may have `sections` (bank
+    bundles) of which either side uses its own at a time: what two units share is cut so that they never meet in one.
     """
 
     source: str
@@ -55,6 +57,7 @@ class Link(Part):
     access: Literal["exclusive", "concurrent"] = "exclusive"
     efficiency: Share = Fraction(1)
     energy: Energy | None = None
+    sections: Count = 1
 
     @model_validator(mode="before")
     @classmethod
@@ -69,6 +72,8 @@ class Link(Part):
     def _fast(self) -> Link:
         if self.bandwidth is None and (self.access != "exclusive" or self.efficiency != 1 or self.energy is not None):
             raise HardwareError("access, efficiency and energy belong to a link with a bandwidth; state its bandwidth")
+        if self.sections != 1 and self.access != "concurrent":
+            raise HardwareError("sections belong to a way with concurrent access; state access: concurrent")
         return self
 
 
@@ -83,7 +88,8 @@ class Device(Part):
     """A device as its data sheet describes it.
 
     `generation` names the GPU generation whose constants hold where the description states none (`hw/generations`).
-    `launch` is the time between the end of one kernel and the start of the next on the device's queue; `price` is in US
+    `launch` is the time between the end of one kernel and the start of the next on the device's queue; `node` says that the
+    description is that of one of several equal chips, which share every layer; `price` is in US
     dollars; `process_nm` the technology node that energies refer to. `constants` names every number that is not from a
     data sheet.
     """
@@ -95,6 +101,7 @@ class Device(Part):
     memories: dict[str, AnyMemory]
     links: tuple[Link, ...] = ()
     launch: Duration = 0
+    node: Node | None = None
     power: Power | None = None
     price: Annotated[float, Field(gt=0)] | None = None
     process_nm: int | None = None

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Gemm:
-    """A product of [m, k] by [k, n] in `format`, as one unit executes it.
+    """A product of [m, k] by [k, n] in `format`, as one unit executes it; of unlike operands in `<left>x<right>` (see `sides`).
 
     A tile may be part of a longer run on the same unit: `opens` and `closes` say that its accumulation (or, for stationary
     weights, its stream of rows) begins or ends here; `cold` and `final` that it is the first or last tile of the operator,
@@ -41,6 +41,17 @@ class Vector:
 
 
 Work = Gemm | Vector
+
+
+def sides(number_format: str) -> tuple[str, str]:
+    """The formats of the left and the right operand of products in `number_format`, which is `<left>x<right>` where they differ.
+
+    >>> sides("fp16xint4"), sides("int8"), sides("mxfp4")
+    (('fp16', 'int4'), ('int8', 'int8'), ('mxfp4', 'mxfp4'))
+    """
+    left, cross, right = number_format.partition("x")
+    unlike = cross and left[-1:].isdigit() and right  # in mxfp4 and its like no format ends before the x
+    return (left, right) if unlike else (number_format, number_format)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,9 +14,10 @@ from fractions import Fraction
 from hw.memory import Scratchpad
 from hw.quantity import FS_PER_S, transfer_fs
 from hw.work import Vector
+from mapper import lmma
 from mapper.kernels import Kernel
 from mapper.target import Target
-from mapper.vectorwork import of_kernel
+from mapper.vectorwork import of_operator
 from workloads import cost
 
 
@@ -34,17 +35,19 @@ class Bound:
 
 
 def kernel_bound(target: Target, kernel: Kernel, number_format: str, latency_fs: int) -> Bound:
-    """The bound of one kernel that computes in `number_format` and needs `latency_fs` to start."""
+    """The bound of one kernel that computes in `number_format` and needs `latency_fs` to start. Building tables is not part of it:
+    whatever is looked up could be multiplied."""
     device = target.device
+    latency_fs = 0 if lmma.builds_tables(kernel.operator) else latency_fs
     macs = cost.macs(kernel.operator) if number_format else 0
     rate = 0
-    if formats := kernel.multiplied:
+    if kernel.multiplied:
         for name in device.units_for("gemm"):
             unit = device.units[name]
-            best = max((unit.macs_per_cycle(lowering) for lowering in target.lowerings(name, *formats)), default=0)
-            rate += best * unit.count * device.unit_clock(name)
+            rate += lmma.best_rate(target, name, kernel) * unit.count * device.unit_clock(name)
     matrix = macs * FS_PER_S // rate if macs else 0
-    vector = _vector_fs(target, of_kernel(kernel))
+    operators = (op for op in (kernel.operator, *kernel.fused) if not lmma.builds_tables(op))
+    vector = _vector_fs(target, tuple(work for op in operators for work in of_operator(op)))
     total = sum((o.size for o in kernel.compulsory), Fraction(0))
     if not target.private_interfaces:
         sizes: tuple[Fraction, ...] = (total,)

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
+from typing import Literal
 
 from hw.device import Device
 from hw.memory import Dram, Scratchpad
 from hw.quantity import FS_PER_S
 from hw.units.pim import BankUnit
+from hw.units.rdu import Rdu
+from mapper import lmma
 from mapper.bounds import Bound, kernel_bound, total_fs
 from mapper.errors import CapacityError, MappingError
 from mapper.keep import Kept, allocate, candidates, reserved
@@ -22,6 +25,7 @@ from mapper.plan import Plan
 from mapper.program import Item, Program, stored
 from mapper.residency import NOTHING, Found, Side, residents
 from mapper.search import Choice, Space
+from mapper.shard import tensor_parallel
 from mapper.strategies import Chooser, Search
 from mapper.target import Target, converts
 from workloads.graph import Graph, Segment
@@ -78,22 +82,32 @@ def compile_graph(
     mapping: SavedMapping | None = None,
     progress: Callable[[str], None] | None = None,
     strategy: Chooser | None = None,
-    co_processing: bool = True,
+    co_processing: bool | Literal["rule"] = True,
 ) -> Compiled:
     """Map a graph onto a device, by a `strategy` (the default searches) or by replaying a saved `mapping`.
 
     With `co_processing` two units may share a kernel and independent kernels may run on different units at the same time,
-    wherever that is faster; without it the units take turns.
+    wherever that is faster; without it the units take turns. With `"rule"` experts are divided by the rule of the smallest first,
+    not by the best division.
 
     Raises `CapacityError` when the workload does not fit, `MappingError` when an operator cannot run on the device or the
     mapping was made for another workload or device.
     """
+    if device.node is not None:
+        graph = tensor_parallel(graph, device.node.chips)
+    if any(isinstance(unit, Rdu) for unit in device.units.values()):
+        from mapper.sections import compile_sections
+
+        return compile_sections(graph, device, mapping, progress)
     target = Target(device)
     occupancy = check_capacity(graph, target)
     if mapping is not None:
         _check_origin(mapping, graph, device)
+    placer = Placer(target, strategy or Search(), bool(co_processing), "rule" if co_processing == "rule" else "optimum")
+    lowered = lmma.lower(graph, target, mapping, lambda variant: _time_fs(variant, placer))
+    if lowered is not graph:
+        graph, occupancy = lowered, check_capacity(lowered, target)
     segments = fuse(graph)
-    placer = Placer(target, strategy or Search(), co_processing)
     staged, kept = _place(graph, segments, placer, mapping, progress)
     lowering = Lowering()
     items: list[Item] = []
@@ -158,6 +172,16 @@ def _place(
             return staged, kept
         sides = again
         past |= {(s, k) for s, ways in enumerate(sides) for k, side in enumerate(ways) if side == "past"}
+
+
+def _time_fs(graph: Graph, placer: Placer) -> int:
+    """Femtoseconds of a graph as it would be placed: what decides between graphs that compute the same. Raises `CapacityError` when
+    it does not fit."""
+    check_capacity(graph, placer.target)
+    segments = fuse(graph)
+    staged, _ = _place(graph, segments, placer, None, None)
+    times = ((s.count, max(j.latency_fs for _, j in stage)) for (s, _), stages in zip(segments, staged, strict=True) for stage in stages)
+    return sum(count * fs for count, fs in times)
 
 
 def _stages(
@@ -296,7 +320,7 @@ def _stage_cost(target: Target, stages: list[Stage]) -> tuple[int, int]:
 
 def _placed(target: Target, kernel: Kernel, joint: Joint, count: int, stage: tuple[int, int]) -> Placed:
     number_format = joint.parts[0].site.format if kernel.multiplied else ""
-    plan = replace(joint.parts[0].plan, mapping=joint.mapping) if len(joint.parts) == 1 else joint
+    plan = joint.parts[0].plan.under(joint.mapping) if len(joint.parts) == 1 else joint
     bound = kernel_bound(target, kernel, number_format, sum(fs for _, fs in joint.setup))
     choice = joint.parts[0].choice if len(joint.parts) == 1 else None
     own = replace(bound, sizes=tuple(max(Fraction(0), size - joint.prefetched) for size in bound.sizes)) if joint.prefetched else bound
@@ -472,6 +496,12 @@ def _order_notes(target: Target, placed: list[Placed]) -> Iterator[str]:
             f"units at {end} move data at {float(link.efficiency):.3g} of the bandwidth of their own way to {target.main}, "
             + ("beside its interface, in banks of their own" if link.access == "concurrent" else "in turns with its interface")
         )
+        if link.sections > 1:
+            yield (
+                f"{target.main} has {link.sections} sections, of which the two ways use different ones at a time: every tensor lies in a "
+                "stripe of each, weights by columns, keys and values by sequences and heads, experts round robin; units that share an "
+                "operator are given whole stripes"
+            )
 
 
 # Assumptions ---------------------------------------------------------------------------------------------------------------
@@ -504,6 +534,7 @@ def _assumptions(graph: Graph, target: Target, placed: list[Placed]) -> tuple[st
         }
     )
     notes += converted
+    notes += lmma.notes(target, [p.kernel for p in placed])
     if any(p.kernel.kind == "grouped_matmul" for p in placed):
         notes.append("experts are chosen uniformly and independently; active experts share their rows evenly")
     if any(p.kernel.kind == "scan" for p in placed):

@@ -105,6 +105,16 @@ def fuse(graph: Graph) -> list[tuple[Segment, list[Kernel]]]:
     return [(segment, _fuse_segment(graph, segment, consumers, seen)) for segment in graph.segments]
 
 
+def separate(graph: Graph) -> list[tuple[Segment, list[Kernel]]]:
+    """Every operator as a kernel of its own: a machine without fusion."""
+    consumers: dict[str, int] = {}
+    for operator, _ in graph.operators():
+        for name in operator.inputs:
+            consumers[name] = consumers.get(name, 0) + 1
+    seen: dict[str, int | Fraction] = {}
+    return [(s, [_kernel(graph, [operator], [], consumers, seen) for operator in s.operators]) for s in graph.segments]
+
+
 def _fuse_segment(graph: Graph, segment: Segment, consumers: dict[str, int], seen: dict[str, int | Fraction]) -> list[Kernel]:
     groups: list[list[Operator]] = []
     producer: dict[str, int] = {}
@@ -156,8 +166,9 @@ def _side_by_side(graph: Graph, first: Operator, other: Operator) -> bool:
 def _host(
     graph: Graph, operator: Operator, groups: list[list[Operator]], producer: dict[str, int], consumers: dict[str, int]
 ) -> int | None:
-    """The group that `operator` joins: the last one that produces an input of it, when nothing else needs that input."""
-    if operator.kind not in FUSIBLE:
+    """The group that `operator` joins: the last one that produces an input of it, when nothing else needs that input. One with the
+    attribute `separate` stays by itself."""
+    if operator.kind not in FUSIBLE or operator.attributes.get("separate"):
         return None
     produced = [(producer[name], name) for name in operator.inputs if name in producer]
     if not produced:

@@ -12,17 +12,21 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 from math import ceil
 from typing import Any
 
+from mapper import lmma
 from mapper.attention import Flash
 from mapper.banks import Banks
-from mapper.cut import extents, piece, together
+from mapper.collective import Collective
+from mapper.cut import extents, piece, together, with_experts
+from mapper.divide import Division, Tokens, by_rule, cuts, groups, optimum, sections
 from mapper.errors import CapacityError, MappingError
 from mapper.keep import without
 from mapper.kernels import Kernel
 from mapper.mapping import OperatorMapping, Value
+from mapper.near import Near
 from mapper.nest import Nest
 from mapper.pipeline import Loop, Tiles
 from mapper.plan import Effort, Plan
@@ -35,7 +39,8 @@ from mapper.stream import Stream
 from mapper.target import Site, Target
 from mapper.vectorwork import of_kernel
 from mapper.wave_attention import WaveAttention
-from mapper.waves import WaveProduct, WaveStream
+from mapper.waves import WaveStream
+from workloads.experts import has_histogram, tokens_of
 
 PRODUCTS = frozenset({"matmul", "grouped_matmul"})
 
@@ -45,8 +50,11 @@ POSITIONS = 64
 TOGETHER = 6
 """Independent kernels in a row of which it is tried whether units should run them at the same time."""
 
-PLACEMENT = ("format", "vector", "split", "copies", "share", "size", "together", "keep", "prefetch")
+PLACEMENT = ("format", "vector", "split", "copies", "share", "size", "tokens", "together", "keep", "prefetch")
 """What the placement of a saved mapping may say."""
+
+NEVER_FS = 10**21
+"""The time of what cannot be done: longer than anything else."""
 
 SHARED = "shared"
 """The family of a kernel that several units share."""
@@ -64,8 +72,9 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "tiles": Family(lambda t, k, _: Nest(t, k), lambda t, k, _: Flash(t, k), lambda t, k, _: Stream(t, k)),
-    "waves": Family(WaveProduct, WaveAttention, WaveStream),
+    "waves": Family(lmma.product, WaveAttention, WaveStream),
     "banks": Family(Banks, Banks, Banks),
+    "bundles": Family(Near, Near, lambda t, k, _: Stream(t, k)),
 }
 """Families by the `execution` of a unit. Units with costs of their own register theirs here."""
 
@@ -134,6 +143,8 @@ def space_at(target: Target, kernel: Kernel, site: Site, resident: Found = NOTHI
     device = target.device
     unit = device.units.get(site.unit)
     near = unit is not None and device.own_way(site.unit) is not None
+    if kernel.kind == "collective":
+        return Collective(target, kernel), site
     execution = unit.execution if unit is not None and kernel.multiplied else "tiles"
     if kernel.multiplied is None and not near and any(u.execution == "waves" for u in device.units.values()):
         execution = "waves"
@@ -238,7 +249,7 @@ def single(plan: Plan, site: Site, choice: Choice | None = None, default: bool =
         shown |= {"split": site.split, "copies": site.copies}
     if site.share != 1:
         shown["share"] = str(site.share)
-    plan = replace(plan, mapping=replace(plan.mapping, placement=shown))
+    plan = plan.under(replace(plan.mapping, placement=shown))
     return Joint(plan.mapping, (Part(site, plan, choice),))
 
 
@@ -249,6 +260,7 @@ class Placer:
     target: Target
     chooser: Chooser
     co_processing: bool = True
+    division: str = "optimum"  # of experts between two units: the `optimum`, or by the `rule` of smallest first
     _known: dict[Hashable, Part | CapacityError] = field(default_factory=dict)
 
     # One kernel on one unit -----------------------------------------------------------------------------------------------
@@ -267,7 +279,7 @@ class Placer:
             self._known[key] = known
         if isinstance(known, CapacityError):
             raise known
-        return replace(known, plan=replace(known.plan, mapping=replace(known.plan.mapping, operator=kernel.name)))
+        return replace(known, plan=known.plan.under(replace(known.plan.mapping, operator=kernel.name)))
 
     def alone(self, kernel: Kernel, resident: Found) -> dict[str, Part]:
         """The best part of every unit that can run the whole kernel. Raises what the best attempt raised when none can."""
@@ -313,8 +325,10 @@ class Placer:
         return best
 
     def _many(self, kernel: Kernel) -> bool:
-        """Whether there is a choice of format or vector unit on a unit, so that a mapping has to say which."""
+        """Whether there is a choice of format or vector unit on a unit, so that a mapping has to say which; look-up is one."""
         places = sites(self.target, kernel)
+        if lmma.of_tables(kernel):
+            return True
         return len({(s.unit, s.format, s.vector) for s in places}) > len({s.unit for s in places})
 
     def _single(self, part: Part, many: bool) -> Joint:
@@ -331,7 +345,16 @@ class Placer:
         """A kernel cut between two units, at the places where the first stops being the one that ends earlier."""
         if max(one.plan.latency_fs, other.plan.latency_fs) >= POSITIONS * min(one.plan.latency_fs, other.plan.latency_fs):
             return  # less than one position for the slower unit
+        parts = sections(self.target.device, one.site.unit, other.site.unit)
         for dimension, size in extents(kernel).items():
+            if self.division == "rule" and kernel.kind == "grouped_matmul" and dimension != "experts":
+                continue
+            if dimension == "experts" and (parts > 1 or self.division == "rule" or has_histogram(kernel.operator)):
+                yield from self._experts(kernel, one, other, parts, resident)
+                continue
+            if (places := cuts(kernel, dimension, size, parts)) is not None:
+                yield from filter(None, (self._cut(kernel, dimension, cut, (one.site, other.site), resident) for cut in places))
+                continue
             step = ceil(size / POSITIONS)
             last = ceil(size / step)
             low, high = 0, last  # in steps: the first unit is early at `low`, late at `high`
@@ -365,8 +388,71 @@ class Placer:
                 return None
         return self.joint(kernel, dimension, parts)
 
-    def joint(self, kernel: Kernel, dimension: str, parts: Sequence[tuple[Part, int]]) -> Joint | None:
-        """Parts of a kernel at the same time; None where two need the same queue or more of a scratchpad than there is."""
+    def _experts(self, kernel: Kernel, one: Part, other: Part, parts: int, resident: Found) -> Iterator[Joint]:
+        """A mixture of experts divided between two units: as the rule has it, and by default as is best, by what one expert takes;
+        the best of them with experts moved for as long as that helps the whole."""
+        items = groups(tokens_of(kernel.operator), parts)
+        device = self.target.device
+        costs = [self._expert_cost(kernel, part.site, resident) for part in (one, other)]
+        near = [device.own_way(part.site.unit) is not None for part in (one, other)]
+        divisions = []
+        if not near[0] or near[1]:  # the unit near memory is the one that takes the small experts
+            divisions.append(by_rule(items, *costs))
+        if not near[1] or near[0]:
+            divisions.append(by_rule(items, *reversed(costs))[::-1])
+        if self.division != "rule":
+            divisions.append(optimum(items, *costs))
+        found = self._all_divided(kernel, one, other, divisions, resident)
+        yield from (joint for joint, _ in found)
+        while found and self.division != "rule" and parts == 1:
+            best, division = min(found, key=lambda pair: self._key(pair[0]))
+            slow = best.parts[0].plan.latency_fs < best.parts[1].plan.latency_fs
+            moved = [_moved(division, slow, count) for count in dict.fromkeys(division[slow])]
+            better = self._all_divided(kernel, one, other, moved, resident)
+            found = [pair for pair in better if self._key(pair[0]) < self._key(best)]
+            yield from (joint for joint, _ in found)
+
+    def _all_divided(
+        self, kernel: Kernel, one: Part, other: Part, divisions: Iterable[Division], resident: Found
+    ) -> list[tuple[Joint, Division]]:
+        plans = ((self._divided(kernel, one, other, division, resident), division) for division in dict.fromkeys(divisions))
+        return [(joint, division) for joint, division in plans if joint is not None]
+
+    def _expert_cost(self, kernel: Kernel, site: Site, resident: Found) -> Callable[[int], int]:
+        """Femtoseconds that an expert takes at a site by its tokens, without the wait before a kernel's first step."""
+        known: dict[int, int] = {}
+
+        def cost(count: int) -> int:
+            if count not in known:
+                try:
+                    plan = self.part(with_experts(kernel, (count,)), _elsewhere(site), resident).plan
+                    known[count] = plan.latency_fs - sum(fs for _, fs in plan.setup)
+                except (CapacityError, MappingError):
+                    known[count] = NEVER_FS
+            return known[count]
+
+        return cost
+
+    def _divided(self, kernel: Kernel, one: Part, other: Part, division: Division, resident: Found) -> Joint | None:
+        """Experts on two units; None where one has nothing to do or that does not fit."""
+        if not all(division):
+            return None
+        contend = self.contend(one.site.unit, other.site.unit)
+        count = sum(map(len, division))
+        parts = []
+        for part, tokens in zip((one, other), division, strict=True):
+            site = replace(_elsewhere(part.site), share=Fraction(len(tokens), count) if contend else Fraction(1))
+            try:
+                parts.append((self.part(with_experts(kernel, tokens), site, resident), len(tokens)))
+            except (CapacityError, MappingError):
+                return None
+        return self.joint(kernel, "experts", parts, division)
+
+    def joint(
+        self, kernel: Kernel, dimension: str, parts: Sequence[tuple[Part, int]], tokens: Sequence[Sequence[int]] | None = None
+    ) -> Joint | None:
+        """Parts of a kernel at the same time, experts by their `tokens`; None where two need the same queue or more of a scratchpad
+        than there is."""
         used: set[str] = set()
         for part, _ in parts:
             queues = queues_of(part.plan)
@@ -374,9 +460,10 @@ class Placer:
                 return None
             used |= queues
         pieces = []
-        for part, length in parts:
+        for number, (part, length) in enumerate(parts):
             mapping = single(part.plan, part.site, default=False).mapping
-            pieces.append(replace(mapping, placement={"size": length, **mapping.placement}))
+            which: dict[str, Value] = {"tokens": " ".join(map(str, tokens[number]))} if tokens else {}
+            pieces.append(replace(mapping, placement={"size": length, **which, **mapping.placement}))
         name = "+".join(part.site.unit for part, _ in parts)
         joint = Joint(OperatorMapping(kernel.name, name, SHARED, {"split": dimension}, parts=tuple(pieces)), tuple(p for p, _ in parts))
         memories = self.target.device.memories
@@ -398,7 +485,7 @@ class Placer:
                 if len({part.site.unit for part in chosen}) < 2:
                     continue
                 used = {unit: set[str]().union(*(queues_of(p.plan) for p in chosen if p.site.unit == unit)) for unit in pair}
-                if used[pair[0]] & used[pair[1]] or not self._fit(chosen, pair):
+                if used[pair[0]] & used[pair[1]] or not self._fit(chosen, pair) or self._meet(pair, kernels, chosen):
                     continue
                 time = max(sum(part.plan.latency_fs for part in chosen if part.site.unit == unit) for unit in pair)
                 if best is None or time < best[0]:
@@ -407,6 +494,13 @@ class Placer:
             return None
         first = kernels[0][0].name
         return [replace(joint, mapping=_together(joint.mapping, first)) for joint in best[1]]
+
+    def _meet(self, pair: Sequence[str], kernels: Sequence[tuple[Kernel, Found]], chosen: Sequence[Part]) -> bool:
+        """Whether kernels on two units would read one section of memory at the same time: whole weights or caches lie in all of them."""
+        if sections(self.target.device, *pair) == 1:
+            return False
+        both = list(zip(kernels, chosen, strict=True))
+        return all(any(part.site.unit == unit and _striped(kernel) for (kernel, _), part in both) for unit in pair)
 
     def _executes(self, kernel: Kernel) -> list[str]:
         """Units that can run a kernel; none for one that only moves data."""
@@ -462,7 +556,7 @@ class Placer:
             mapping = replace(mapping, placement={**mapping.placement, "prefetch": moved})
         return (
             replace(before[1], parts=(replace(first, plan=one),)),
-            replace(after[1], mapping=mapping, parts=(replace(second, plan=replace(two, mapping=mapping)),), prefetched=moved),
+            replace(after[1], mapping=mapping, parts=(replace(second, plan=two.under(mapping)),), prefetched=moved),
         )
 
     def keeps(self, joint: Joint) -> bool:
@@ -484,7 +578,7 @@ class Placer:
             part = self.part(without(kernel, kept), site, resident)
         stays = ", ".join(o.tensor for o in kernel.writes if o.tensor in kept)
         placement = {**joint.mapping.placement, **({"keep": stays} if stays else {})}
-        plan = replace(part.plan, mapping=replace(part.plan.mapping, placement=placement))
+        plan = part.plan.under(replace(part.plan.mapping, placement=placement))
         return Joint(plan.mapping, (replace(part, plan=plan),))
 
     def replay(
@@ -505,19 +599,48 @@ class Placer:
         lengths = [_integer(part, "size") for part in mapping.parts]
         if sum(lengths) != sizes[dimension]:
             raise MappingError(f"{where}: the sizes of its parts must add up to {sizes[dimension]} along {dimension}, found {sum(lengths)}")
+        tokens = _tokens(kernel, mapping, dimension)
         parts, start = [], 0
-        for saved, length in zip(mapping.parts, lengths, strict=True):
-            part, _ = self._replayed(piece(kernel, dimension, start, length), saved, resident)
+        for number, (saved, length) in enumerate(zip(mapping.parts, lengths, strict=True)):
+            mine = with_experts(kernel, tokens[number]) if tokens else piece(kernel, dimension, start, length)
+            part, _ = self._replayed(mine, saved, resident)
             parts.append((part, length))
             start += length
+        self._check_sections(kernel, dimension, parts, tokens, where)
         shares = [part.site.share for part, _ in parts]
         for (one, _), (other, _) in combinations(parts, 2):
             if self.contend(one.site.unit, other.site.unit) and one.site.share + other.site.share > 1:
                 raise MappingError(f"{where}: the shares of main memory must add up to at most 1, found {' and '.join(map(str, shares))}")
-        joint = self.joint(kernel, dimension, parts)
+        joint = self.joint(kernel, dimension, parts, tokens)
         if joint is None:
             raise MappingError(f"{where}: its parts need the same unit, or together more than a scratchpad holds; use different units")
         return replace(joint, mapping=mapping)
+
+    def _check_sections(
+        self, kernel: Kernel, dimension: str, parts: Sequence[tuple[Part, int]], tokens: Sequence[Tokens] | None, where: str
+    ) -> None:
+        """Raises `MappingError` where two parts would use one section of memory at the same time."""
+        size, units = extents(kernel)[dimension], [part.site.unit for part, _ in parts]
+        for index, (one, other) in enumerate(pairwise(units)):
+            ways = sections(self.target.device, one, other)
+            if ways == 1:
+                continue
+            if tokens:
+                count = tuple(tokens[index])
+                whole = groups(tokens_of(kernel.operator), ways)
+                mine = {tuple(sorted(c for g in chosen for c in g)) for n in range(1, len(whole)) for chosen in combinations(whole, n)}
+                if count not in mine:
+                    raise MappingError(
+                        f"{where}: memory serves {one!r} and {other!r} from {ways} sections, over which experts are dealt round robin: "
+                        f"expected experts of whole sections, {' | '.join(' '.join(map(str, g)) for g in whole)}"
+                    )
+                continue
+            places = cuts(kernel, dimension, size, ways)
+            if places is not None and (cut := sum(length for _, length in parts[: index + 1])) not in places:
+                raise MappingError(
+                    f"{where}: memory serves {one!r} and {other!r} from {ways} sections of their own: cut {dimension} at "
+                    f"{', '.join(map(str, places)) or 'no place'}, found {cut}"
+                )
 
     def replay_stages(self, kernels: Sequence[Kernel], joints: Sequence[Joint]) -> list[list[tuple[Kernel, Joint]]]:
         """Independent kernels in the stages that their saved mappings name: those `together` with one kernel run at the same time."""
@@ -541,6 +664,11 @@ class Placer:
         for one, other in combinations(units, 2):
             if both := sorted(used[one] & used[other]):
                 raise MappingError(f"{where}: {one!r} and {other!r} both use {', '.join(both)}; state a share of memory, or run them apart")
+            striped = {p.site.unit for kernel, joint in stage if _striped(kernel) for p in joint.parts}
+            if {one, other} <= striped and sections(self.target.device, one, other) > 1:
+                raise MappingError(
+                    f"{where}: {one!r} and {other!r} would read weights or caches from one section of {self.target.main!r}; run them apart"
+                )
             shares = [max(p.site.share for p in parts if p.site.unit == unit) for unit in (one, other)]
             if self.contend(one, other) and sum(shares) > 1:
                 raise MappingError(f"{where}: the shares of main memory must add up to at most 1, found {shares[0]} and {shares[1]}")
@@ -580,6 +708,44 @@ class Placer:
         site = replace(site, reserved=reserved)
         space, full = space_at(self.target, kernel, site, resident)
         return Part(full, replay(space, mapping)), "format" not in placement and "vector" not in placement
+
+
+def _striped(kernel: Kernel) -> bool:
+    """Whether a kernel reads what lies in stripes over all sections of memory: weights, keys and values."""
+    return any(operand.role in ("weight", "kv_cache") for operand in kernel.reads)
+
+
+def _elsewhere(site: Site) -> Site:
+    """A site without what follows from the kernel that it was found for."""
+    return Site(site.unit, site.format, site.vector, site.split, site.copies)
+
+
+def _moved(division: Division, side: bool, count: int) -> Division:
+    """A division with one expert of `count` tokens of the first (`side` False) or second unit moved to the other."""
+    left = list(division[side])
+    left.remove(count)
+    gained = tuple(sorted((*division[not side], count)))
+    return (gained, tuple(left)) if side else (tuple(left), gained)
+
+
+def _tokens(kernel: Kernel, mapping: OperatorMapping, dimension: str) -> list[Tokens] | None:
+    """The experts of each part of a saved mapping by their tokens; None where it does not say. Raises `MappingError` where these are
+    not the kernel's."""
+    said = [part.placement.get("tokens") for part in mapping.parts]
+    if dimension != "experts" or all(text is None for text in said):
+        return None
+    have = tokens_of(kernel.operator)
+    try:
+        found = [tuple(sorted(int(count) for count in str(text).split())) for text in said]
+    except ValueError:
+        found = []
+    sizes = [part.placement.get("size") for part in mapping.parts]
+    if sorted(count for part in found for count in part) != list(have) or [len(part) for part in found] != sizes:
+        raise MappingError(
+            f"mapping of {mapping.operator!r}: tokens: expected those of the experts of each part, {' '.join(map(str, have))} in all, "
+            f"found {' | '.join(map(str, said))}"
+        )
+    return found
 
 
 def _together(mapping: OperatorMapping, first: str) -> OperatorMapping:

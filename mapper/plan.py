@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping as MappingType
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from math import ceil
 
 from mapper.mapping import OperatorMapping
-from mapper.pipeline import Loop, Steps, Tiles, exclude_exposed, makespan, pipeline
+from mapper.pipeline import Loop, Steps, Tile, Tiles, exclude_exposed, makespan, pipeline
 from mapper.program import Move
 
 
@@ -35,6 +35,12 @@ class Plan:
     commanded: tuple[Move, ...] = ()
     revised: Steps | None = None
 
+    def under(self, mapping: OperatorMapping) -> Plan:
+        """The same plan, and what is known of it, under another mapping that says the same."""
+        plan = replace(self, mapping=mapping)
+        plan.__dict__.update({name: self.__dict__[name] for name in ("steps", "latency_fs", "effort") if name in self.__dict__})
+        return plan
+
     @cached_property
     def steps(self) -> Steps:
         if self.revised is not None:
@@ -50,8 +56,11 @@ class Plan:
     @cached_property
     def effort(self) -> MappingType[str, Effort]:
         """What the kernel does on every unit, and the bytes it moves in every memory."""
+        counts: dict[int, tuple[Tile, int]] = {}
+        _count(self.tiles, 1, counts)
         efforts: dict[str, Effort] = {}
-        _collect(self.tiles, 1, efforts)
+        for tile, count in counts.values():
+            _collect(tile, count, efforts)
         return efforts
 
     def traffic(self, memory: str) -> int:
@@ -71,21 +80,27 @@ class Effort:
     busy_fs: int = 0
 
 
-def _collect(tiles: Tiles, count: int, efforts: dict[str, Effort]) -> None:
+def _count(tiles: Tiles, count: int, counts: dict[int, tuple[Tile, int]]) -> None:
+    """How often every tile comes, equal ones that are one object together."""
     for item in tiles:
         if isinstance(item, Loop):
-            _collect(item.body, count * item.count, efforts)
-            continue
-        for stage in item:
-            for job in stage:
-                effort = efforts.setdefault(job.on, Effort())
-                effort.macs += count * job.macs
-                effort.operations += count * job.operations
-                effort.busy_fs += count * job.fs
-                for move in job.moves:
-                    memory = efforts.setdefault(move.memory, Effort())
-                    memory.read += count * move.read
-                    memory.written += count * move.written
+            _count(item.body, count * item.count, counts)
+        else:
+            _, before = counts.get(id(item), (item, 0))
+            counts[id(item)] = item, before + count
+
+
+def _collect(tile: Tile, count: int, efforts: dict[str, Effort]) -> None:
+    for stage in tile:
+        for job in stage:
+            effort = efforts.setdefault(job.on, Effort())
+            effort.macs += count * job.macs
+            effort.operations += count * job.operations
+            effort.busy_fs += count * job.fs
+            for move in job.moves:
+                memory = efforts.setdefault(move.memory, Effort())
+                memory.read += count * move.read
+                memory.written += count * move.written
 
 
 def tile_sizes(size: int, block: int) -> list[int]:

@@ -18,7 +18,7 @@ from hw.memory import Cache, Dram, Memory, Pieces, Scratchpad
 from hw.quantity import FS_PER_S, cycles_to_fs
 from hw.unit import Unit
 from hw.units.pim import BankUnit
-from hw.work import Gemm, Vector
+from hw.work import Gemm, Vector, sides
 from mapper.errors import MappingError
 from mapper.pipeline import LAUNCH, Job
 from mapper.program import Move
@@ -155,8 +155,8 @@ class Target:
             return self.site.unit, self.site.format
         candidates = self.device.units_for("gemm")
         for name in candidates:
-            if chosen := compute_format(self.unit(name).formats(), a, b):
-                return name, chosen
+            if chosen := self.lowerings(name, a, b):
+                return name, chosen[0]
         have = "; ".join(f"{name!r} multiplies {', '.join(sorted(self.unit(name).formats()))}" for name in candidates)
         raise MappingError(
             f"operator {operator!r} multiplies {a} by {b}, which no unit of {self.device.name} does "
@@ -174,7 +174,7 @@ class Target:
     def lowerings(self, unit: str, a: Format, b: Format) -> tuple[str, ...]:
         """The formats in which a unit can multiply operands that are stored as `a` and `b`: converted to one, or as they are."""
         supported = self.unit(unit).formats()
-        plain = compute_format(frozenset(name for name in supported if not mixed(name)), a, b)
+        plain = None if a.family == "table" else compute_format(frozenset(name for name in supported if not mixed(name)), a, b)
         return tuple(name for name in (plain, native(supported, a, b)) if name)
 
     @cached_property
@@ -241,8 +241,7 @@ class Target:
 
 def mixed(name: str) -> bool:
     """Whether a number format is that of products of unlike operands, `<left>x<right>`."""
-    left, cross, right = name.partition("x")
-    return bool(cross) and left[-1:].isdigit() and bool(right)  # in mxfp4 and its like no format ends before the x
+    return sides(name)[0] != name
 
 
 def native(supported: frozenset[str], a: Format, b: Format) -> str | None:
@@ -256,7 +255,7 @@ def native(supported: frozenset[str], a: Format, b: Format) -> str | None:
     """
     fits = []
     for name in supported:
-        left, _, right = name.partition("x")
+        left, right = sides(name)
         if not mixed(name) or left != a.name:
             continue
         whole = right.startswith("int") and right[3:].isdigit() and b.family in ("int", "ternary")

@@ -8,10 +8,16 @@ from hw.units.dequant_stream import DequantStream
 from hw.units.dot_array import DotArray
 from hw.units.flightllm import FlightCore
 from hw.units.huffman_decode import HuffmanDecode
+from hw.units.lmma_core import LmmaCore
 from hw.units.lmul import Lmul, LmulDot8
+from hw.units.lut_gemm import LutGemm
 from hw.units.lut_tensor_core import LutTensorCore
+from hw.units.near_pim import NearUnit
 from hw.units.olive_mac import OliveMac
 from hw.units.pim import AimUnit, AttAccUnit, BankUnit, HbmPimUnit, NeuPimsUnit
+from hw.units.rdu import CapacityTier, Rdu
+from hw.units.shift_add import ShiftAdd
+from hw.units.simd_core import SimdCore
 from hw.units.softmax_stream import SoftmaxStream
 from hw.units.sram_pim_slice import SramPimSlice
 from hw.units.systolic import Systolic
@@ -27,18 +33,25 @@ __all__ = [
     "BankUnit",
     "BfpDot",
     "BitmodPe",
+    "CapacityTier",
     "CsdChain",
     "DequantStream",
     "DotArray",
     "FlightCore",
     "HbmPimUnit",
     "HuffmanDecode",
+    "LmmaCore",
     "Lmul",
     "LmulDot8",
+    "LutGemm",
     "LutTensorCore",
     "MxDot",
+    "NearUnit",
     "NeuPimsUnit",
     "OliveMac",
+    "Rdu",
+    "ShiftAdd",
+    "SimdCore",
     "SoftmaxStream",
     "SramPimSlice",
     "Systolic",
