@@ -19,6 +19,7 @@ from typer.exceptions import TyperException
 from dovetail.explore.command import sweep
 from dovetail.memory import memory
 from dovetail.record import record
+from dovetail.serving.command import serve
 from dovetail.study import study
 from dovetail.units import units
 from dovetail.validate import validate
@@ -32,6 +33,7 @@ CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell reports it
 PHASES = ("prefill", "decode")
 ENGINES = ("simpy", "fast")
 SWITCH = ("on", "off")
+CO_PROCESSING = ("on", "off", "rule")
 
 app = typer.Typer(
     name="dovetail",
@@ -76,12 +78,13 @@ def mistakes() -> tuple[type[ValueError], ...]:
     from dovetail.explore.errors import ExploreError
     from dovetail.listing import ShowError
     from dovetail.report import ReportError
+    from dovetail.serving.errors import ServingError
     from hw.errors import HardwareError
     from mapper.errors import MappingError
     from verif.errors import VerificationError
     from workloads.errors import WorkloadError
 
-    return (CommandError, WorkloadError, HardwareError, MappingError, ReportError, ShowError, ExploreError, VerificationError)
+    return (CommandError, WorkloadError, HardwareError, MappingError, ReportError, ShowError, ExploreError, ServingError, VerificationError)
 
 
 def complain(message: str) -> int:
@@ -143,6 +146,14 @@ def assignments(values: Sequence[str]) -> dict[str, str]:
             raise CommandError(f"--set: {path.strip()} is set twice")
         out[path.strip()] = value.strip()
     return out
+
+
+def token_counts(text: str) -> list[int]:
+    """The numbers of `--experts`."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise CommandError(f"--experts: expected whole numbers with commas between them, such as 40,12,8,4, not {text!r}")
+    return [int(part) for part in parts]
 
 
 def load_file(path: Path) -> None:
@@ -290,8 +301,14 @@ def estimate(
     budget: Annotated[str | None, field("TIME", "Stop looking for mappings after so long, such as 5s, and take the best so far.")] = None,
     engine: Annotated[str | None, choice("--engine", ENGINES, "Simulation engine; all give the same spans.")] = None,
     co_processing: Annotated[
-        str | None, choice("--co-processing", SWITCH, "Let units share an operator, or run several at once, where faster. Default: on.")
+        str | None,
+        choice(
+            "--co-processing",
+            CO_PROCESSING,
+            "Let units share an operator, or run several at once, where faster; rule: experts divided by tokens. Default: on.",
+        ),
     ] = None,
+    experts: Annotated[str | None, field("N,N,...", "Tokens of each expert of a mixture, in every layer. Default: even shares.")] = None,
     report: Annotated[Path | None, field("FILE.html", "Write the report as one HTML page.")] = None,
     trace: Annotated[Path | None, field("FILE.json", "Write the timeline for Perfetto.")] = None,
     load: Annotated[list[Path] | None, field("FILE.py", "Import a file of your own first; repeatable.")] = None,
@@ -316,7 +333,8 @@ def estimate(
         "strategy": strategy,
         "objective": objective,
         "budget": budget,
-        "co_processing": None if co_processing is None else co_processing == "on",
+        "co_processing": {None: None, "on": True, "off": False, "rule": "rule"}[co_processing],
+        "experts": None if experts is None else token_counts(experts),
         "mapping": read_mapping(mapping) if mapping is not None else None,
     }
     with Progress() as progress:
@@ -349,6 +367,7 @@ app.command()(verify)
 app.command()(units)
 app.command()(validate)
 app.command()(record)
+app.command()(serve)
 
 
 @app.command()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dovetail.error_band import ErrorBand, of_operators, of_total
 from dovetail.report import FS, Constant, MemoryUse, OperatorRow, Report, Roof
@@ -38,11 +39,12 @@ def estimate(
     kv: str | None = None,
     settings: Mapping[str, object] | None = None,
     mapping: SavedMapping | TimeloopMapping | Stream | None = None,
-    strategy: str | None = None,
+    strategy: str | Search | None = None,
     objective: str | None = None,
     budget: str | float | None = None,
     engine: str = "fast",
-    co_processing: bool = True,
+    co_processing: bool | Literal["rule"] = True,
+    experts: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Cycles, energy and bounds of one phase of a workload on a device.
@@ -54,9 +56,12 @@ def estimate(
     stream), instead of searching one.
     `strategy` names how mappings are chosen (`search`), `objective` what for: `latency` (then energy, then traffic) or `edp`. `budget`
     is the time after which the search takes the best mappings so far ("5 s", or seconds); Ctrl-C while it maps does the same.
+    A `mapper.strategies.Search` as the `strategy` is all three, and remembers from one call to the next.
 
     `engine` is `fast` or `simpy`; both give the same spans. With `co_processing` units of a device may share an operator, or run
-    independent ones at the same time, wherever that is faster; without it they take turns.
+    independent ones at the same time, wherever that is faster; without it they take turns; `"rule"` divides the experts of a mixture
+    by the rule of the smallest first in place of the best division. `experts` are the tokens of each expert, in every layer; without
+    them the rows of a mixture are shared out evenly.
 
     Raises `WorkloadError`, `HardwareError`, `MappingError` or `CapacityError` (all `ValueError`s) with one message for each mistake.
     """
@@ -70,6 +75,7 @@ def estimate(
     from mapper.target import Target
     from mapper.timeloop import TimeloopMapping, resolve
     from sim import ENGINES, simulate
+    from workloads.experts import with_tokens
 
     if engine not in ENGINES:
         raise MappingError(f"engine {engine!r}: unknown, expected one of {', '.join(ENGINES)}")
@@ -84,6 +90,8 @@ def estimate(
         graph = workload
     if weights or acts or kv:
         graph = workloads.quantise(graph, weights=weights, acts=acts, kv=kv)
+    if experts is not None:
+        graph = with_tokens(graph, experts)
     traced = time.perf_counter()
     if runs_streams(target):
         tell(f"compiling {graph.name} for {target.name}")
@@ -94,7 +102,7 @@ def estimate(
     if isinstance(mapping, TimeloopMapping):
         mapping = resolve(mapping, [kernel for _, kernels in fuse(graph) for kernel in kernels], Target(target), workload_name(graph))
     chooser = _chooser(graph, mapping, strategy, objective, budget)
-    with interruptible(chooser.stop):
+    with interruptible(chooser.stop) if mapping is None and chooser is not strategy else nullcontext():
         compiled = compile_graph(graph, target, mapping, strategy=chooser, co_processing=co_processing)
     mapped = time.perf_counter()
     tell(f"simulating {compiled.program.tasks()} tasks")
@@ -104,7 +112,7 @@ def estimate(
 
 
 def _chooser(
-    graph: Graph, mapping: SavedMapping | None, strategy: str | None, objective: str | None, budget: str | float | None
+    graph: Graph, mapping: SavedMapping | None, strategy: str | Search | None, objective: str | None, budget: str | float | None
 ) -> Search:
     """What chooses the mappings. Raises `MappingError` for names it does not know and for wishes that exclude each other."""
     from hw.errors import HardwareError
@@ -119,6 +127,10 @@ def _chooser(
     given = [name for name, value in (("strategy", strategy), ("objective", objective), ("budget", budget)) if value is not None]
     if mapping is not None and given:
         raise MappingError(f"a saved mapping is replayed as it is: leave out {' and '.join(given)}, or the mapping")
+    if isinstance(strategy, Search):
+        if len(given) > 1:
+            raise MappingError(f"the strategy is a Search, which has its own: leave out {' and '.join(given[1:])}")
+        return strategy
     seconds: float | None = None
     if budget is not None:
         try:
@@ -185,7 +197,7 @@ def build_report(
         energy_j=energy,
         energy_parts=energy_parts,
         tasks=compiled.program.tasks(),
-        operators=tuple(_row(placed, target, band) for placed, band in zip(compiled.kernels, bands, strict=True)),
+        operators=tuple(_row(placed, target, band, compiled) for placed, band in zip(compiled.kernels, bands, strict=True)),
         error_band=of_total(compiled.kernels, bands, total),
         roofs=_roofs(compiled, target),
         assumptions=compiled.assumptions,
@@ -198,7 +210,9 @@ def build_report(
     )
 
 
-def _row(placed: Placed, target: Target, band: ErrorBand) -> OperatorRow:
+def _row(placed: Placed, target: Target, band: ErrorBand, compiled: Compiled) -> OperatorRow:
+    from mapper.lmma import how
+
     kernel, plan = placed.kernel, placed.plan
     busy = {name: effort.busy_fs for name, effort in plan.effort.items() if effort.busy_fs}
     waiting = sum(fs for _, fs in plan.setup)
@@ -219,6 +233,7 @@ def _row(placed: Placed, target: Target, band: ErrorBand) -> OperatorRow:
         mapping_bound_fs=max(placed.choice.bound_fs, placed.lower_bound_fs) if placed.choice else placed.lower_bound_fs,
         proven=placed.choice is not None and placed.choice.proven,
         commands={name: count for part in placed.parts for name, count in part.plan.commands.items()},
+        lowering=how(target, kernel, placed.number_format, [p.kernel for p in compiled.kernels]),
     )
 
 
@@ -260,13 +275,19 @@ def _peak_fractions(compiled: Compiled, target: Target, total: int, memories: tu
 
 
 def formats_of(graph: Graph) -> dict[str, str]:
-    """The format that most bytes of each role are stored in."""
+    """The format of most bytes of each role: of the weights and the inputs of linear layers, and of the cache. Roles that a graph has
+    elsewhere only go by all of it. Inputs that were made into tables count as what they are tables of."""
+    from workloads.transforms import linear_layers
+
+    linear = linear_layers(graph)
+    own = {"weights": {op.inputs[1] for op in linear.values()}, "acts": {op.inputs[0] for op in linear.values()}}
     names = {}
     for label, role in (("weights", "weight"), ("acts", "activation"), ("kv", "kv_cache")):
+        tensors = [t for t in graph.tensors.values() if t.role == role]
         sizes: dict[str, int] = {}
-        for tensor in graph.tensors.values():
-            if tensor.role == role:
-                sizes[tensor.format.name] = sizes.get(tensor.format.name, 0) + tensor.bytes * graph.multiplicity.get(tensor.name, 1)
+        for tensor in [t for t in tensors if t.name in own.get(label, ())] or tensors:
+            name = tensor.format.scheme if tensor.format.family == "table" else tensor.format.name
+            sizes[name] = sizes.get(name, 0) + tensor.bytes * graph.multiplicity.get(tensor.name, 1)
         if sizes:
             names[label] = max(sizes, key=lambda name: (sizes[name], name))
     return names

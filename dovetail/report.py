@@ -51,6 +51,7 @@ class OperatorRow:
     mapping_bound_fs: int = 0  # no mapping that was considered for this operator is faster
     proven: bool = False  # whether this is shown: the mapping is the best of its space
     commands: Mapping[str, int] = field(default_factory=dict)  # of one memory channel, for a kernel in its banks
+    lowering: str = ""  # how it multiplies: the format, what is converted to it, or the look-up instruction and who builds its tables
 
     @property
     def total_fs(self) -> int:
@@ -189,6 +190,7 @@ class Report:
                     "bytes": o.bytes,
                     "bound": o.bound,
                     "mapping": o.mapping,
+                    "lowering": o.lowering,
                     "fused": list(o.fused),
                     "error_band": o.error_band.to_json(),
                     "mapping_bound_fs": o.mapping_bound_fs,
@@ -267,11 +269,11 @@ class Report:
         return export(self.compiled)
 
     def text(self) -> str:
-        """Five lines: the answer, its bound, where the time goes, memory and energy, what was assumed; one more with the commands
-        of kernels in memory banks, where there are any."""
-        from dovetail.text import commands, five_lines
+        """Five lines: the answer, its bound, where the time goes, memory and energy, what was assumed; one more with the lowering of
+        products where some look up tables, and one with the commands of kernels in memory banks, where there are any."""
+        from dovetail.text import commands, five_lines, look_ups
 
-        return "\n".join([*five_lines(self), *commands(self)])
+        return "\n".join([*five_lines(self), *look_ups(self), *commands(self)])
 
     def __str__(self) -> str:
         return self.text()

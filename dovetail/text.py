@@ -17,6 +17,22 @@ def five_lines(report: Report) -> list[str]:
     return [answer(report), bound(report), time(report), f"{memory(report)}; {energy(report)}", assumed(report)]
 
 
+def look_ups(report: Report) -> list[str]:
+    """How each product is lowered where some look up tables: those first, then the ones that are multiplied; nothing where none does."""
+    rows = [o for o in report.operators if o.lowering]
+    if not any(o.lowering.startswith("lmma") for o in rows):
+        return []
+    names = short_names([o.name for o in report.operators])
+    grouped: dict[str, list[str]] = {}
+    for o in rows:
+        what, _, who = o.lowering.partition(", tables ")
+        step, _, builder = who.rpartition(" ")
+        told = f" (tables {step} {names.get(builder, builder)})" if who else ""
+        grouped.setdefault(what, []).append(f"{names[o.name]}{times(o.count)}{told}")
+    order = sorted(grouped, key=lambda what: not what.startswith("lmma"))
+    return ["lowering: " + "; ".join(f"{what}: {', '.join(grouped[what])}" for what in order)]
+
+
 def commands(report: Report) -> list[str]:
     """The commands of one memory channel, by kernel, for kernels in its banks; nothing where there is none."""
     kernels = [o for o in report.operators if o.commands]

@@ -16,7 +16,7 @@ def parts_pj(compiled: Compiled) -> Mapping[str, Fraction | None]:
 
     Products are charged per multiply-accumulate in the format they are computed in, vector work per operation, memories
     per bit moved; bits that a unit near memory moves over its own way cost what that way states, if it does. Static power is not
-    part of it.
+    part of it. A node's parts are those of all its chips.
     """
     device = compiled.device
     parts: dict[str, Fraction | None] = {}
@@ -45,7 +45,8 @@ def parts_pj(compiled: Compiled) -> Mapping[str, Fraction | None]:
                 per_bit = way.energy if way is not None and way.energy is not None and name == device.main_memory else memory.energy
                 if bits:
                     add(name, None if per_bit is None else per_bit * bits)
-    return parts
+    chips = device.node.chips if device.node else 1
+    return {name: None if energy is None else energy * chips for name, energy in parts.items()}
 
 
 def joules(compiled: Compiled) -> tuple[float | None, dict[str, float | None]]:

@@ -40,6 +40,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "copy": ("elements",),
     "conv1d": ("batch", "length", "channels", "taps"),
     "scan": ("batch", "length", "heads", "head_dim", "state"),
+    "collective": ("elements", "ranks"),
 }
 """Operator kinds and the attributes that each must carry (integers; `causal` is a flag, `window` 0 means none).
 
@@ -55,6 +56,7 @@ append            new keys, values or state written to the cache: `elements` wri
 copy              a real copy in memory (concatenation, layout change) of `elements`
 conv1d            depthwise causal convolution
 scan              state-space scan: state of heads x head_dim x state per sequence, updated for `length` tokens
+collective        among `ranks` chips that share the layer, over `elements` in all; `function` is all-reduce or all-gather
 """
 
 

@@ -23,7 +23,7 @@ def quantise(
     """
     weight_format, act_format, kv_format = (parse_format(f) if isinstance(f, str) else f for f in (weights, acts, kv))
     tensors = dict(graph.tensors)
-    linear = _linear_layers(graph)
+    linear = linear_layers(graph)
     notes: list[str] = []
     segments = graph.segments
     if weight_format is not None:
@@ -61,7 +61,7 @@ def _at_context(format: Format, context: int) -> Format:
     return format
 
 
-def _linear_layers(graph: Graph) -> dict[str, Operator]:
+def linear_layers(graph: Graph) -> dict[str, Operator]:
     """Products with a weight that quantisation schemes convert, by operator name."""
     tables = {op.inputs[0] for op, _ in graph.operators() if op.kind == "embedding"}
     routers = {op.module for op, _ in graph.operators() if op.kind == "topk"}
