@@ -46,6 +46,9 @@ def of_operators(kernels: Iterable[Placed], device: Device) -> list[ErrorBand]:
 
     found = []
     for placed in kernels:
+        if (unit := unmeasured(placed, device)) is not None:
+            found.append(ErrorBand(None, None, f"{NOT_VALIDATED}: no kernel on {unit} of {device.name} or its like was measured"))
+            continue
         known = work_of(placed.kernel)
         what = band(device, *known) if known else None
         if what is None:
@@ -55,6 +58,22 @@ def of_operators(kernels: Iterable[Placed], device: Device) -> list[ErrorBand]:
             fs = placed.plan.latency_fs
             found.append(ErrorBand(int(fs * what.low), int(fs * what.high), what.basis))
     return found
+
+
+def unmeasured(placed: Placed, device: Device) -> str | None:
+    """What a kernel runs on that no measurement of a GPU says anything about: a unit in or near a memory or with scratchpads of its
+    own, or products of unlike formats. None for a kernel on the GPU's own units."""
+    from mapper.target import mixed
+
+    for part in placed.parts:
+        unit = device.units.get(part.site.unit)
+        if unit is None:
+            continue
+        if device.own_way(part.site.unit) is not None or ("gemm" in unit.executes and unit.execution != "waves"):
+            return f"unit {part.site.unit!r}"
+        if mixed(part.site.format):
+            return f"unit {part.site.unit!r} in {part.site.format}"
+    return None
 
 
 def of_total(kernels: Iterable[Placed], bands: Iterable[ErrorBand], total_fs: int) -> ErrorBand:

@@ -9,7 +9,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Literal
 
 from dovetail.error_band import ErrorBand, of_operators, of_total
-from dovetail.report import FS, Constant, MemoryUse, OperatorRow, Report, Roof
+from dovetail.report import FS, Candidate, Constant, MemoryUse, OperatorRow, Report, Roof, UnitPart
 from dovetail.streams import runs_streams, stream_report
 
 if TYPE_CHECKING:
@@ -233,6 +233,8 @@ def _row(placed: Placed, target: Target, band: ErrorBand, compiled: Compiled) ->
         mapping_bound_fs=max(placed.choice.bound_fs, placed.lower_bound_fs) if placed.choice else placed.lower_bound_fs,
         proven=placed.choice is not None and placed.choice.proven,
         commands={name: count for part in placed.parts for name, count in part.plan.commands.items()},
+        candidates=tuple(Candidate(c.unit, c.mapping, c.latency_fs, c.reason) for c in placed.candidates if len(placed.candidates) > 1),
+        parts=tuple(UnitPart(p.site.unit, p.plan.latency_fs, str(p.plan.mapping)) for p in placed.parts if len(placed.parts) > 1),
         lowering=how(target, kernel, placed.number_format, [p.kernel for p in compiled.kernels]),
     )
 

@@ -168,6 +168,7 @@ def render(report: Report) -> str:
         lines=text.five_lines(report),
         tiles=tiles(report),
         rows=rows,
+        choices=[row for row in rows if row.candidates],
         total_fs=sum(row.total_fs for row in rows) or 1,
         stalls=stalls,
         stall_legend=stall_legend,

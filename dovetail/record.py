@@ -17,7 +17,7 @@ def record(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files; made when it is missing.")],
     device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where the kernels run.")] = "cpu",
     unit: Annotated[list[str] | None, typer.Option("--unit", metavar="NAME", help="Vectors of this unit only; repeatable.")] = None,
-    budget: Annotated[float, typer.Option(metavar="SECONDS", help="Time that recording latencies may take.")] = 600.0,
+    budget: Annotated[float, typer.Option(metavar="SECONDS", help="Time that recording latencies may take.")] = 480.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Record vectors or latencies on this machine with torch and numpy. `python -m verif.record` does the same without this command."""

@@ -24,8 +24,32 @@ FS = 10**15
 SCHEMA = 1
 
 
+_DERIVED = frozenset({"latency_s", "lower_bound_s", "fused", "gap", "error_band", "candidates", "parts"})
+"""Keys of a saved operator that are not fields of it as they are."""
+
+
 class ReportError(ValueError):
     """A saved report that cannot be read; the message says where and what was expected."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What was weighed for an operator: a unit (or two together, `a+b`) with its best mapping and latency; or, without a latency, the
+    reason why it cannot run there."""
+
+    unit: str
+    mapping: str
+    latency_fs: int | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class UnitPart:
+    """What one of several units does of an operator that they share: its latency, and its mapping."""
+
+    unit: str
+    latency_fs: int
+    mapping: str
 
 
 @dataclass(frozen=True)
@@ -51,6 +75,8 @@ class OperatorRow:
     mapping_bound_fs: int = 0  # no mapping that was considered for this operator is faster
     proven: bool = False  # whether this is shown: the mapping is the best of its space
     commands: Mapping[str, int] = field(default_factory=dict)  # of one memory channel, for a kernel in its banks
+    candidates: tuple[Candidate, ...] = ()  # where there was a choice of units
+    parts: tuple[UnitPart, ...] = ()  # where units share the operator
     lowering: str = ""  # how it multiplies: the format, what is converted to it, or the look-up instruction and who builds its tables
 
     @property
@@ -197,6 +223,8 @@ class Report:
                     "gap": o.latency_fs / o.mapping_bound_fs - 1 if o.mapping_bound_fs else None,
                     "proven": o.proven,
                     **({"commands": dict(o.commands)} if o.commands else {}),
+                    **({"candidates": [vars(c) for c in o.candidates]} if o.candidates else {}),
+                    **({"parts": [vars(p) for p in o.parts]} if o.parts else {}),
                 }
                 for o in self.operators
             ],
@@ -243,7 +271,9 @@ class Report:
                 error_band=ErrorBand.from_json(document["error_band"]) if "error_band" in document else UNKNOWN,
                 operators=tuple(
                     OperatorRow(
-                        **{k: v for k, v in o.items() if k not in ("latency_s", "lower_bound_s", "fused", "gap", "error_band")},
+                        **{k: v for k, v in o.items() if k not in _DERIVED},
+                        candidates=tuple(Candidate(**c) for c in o.get("candidates", ())),
+                        parts=tuple(UnitPart(**p) for p in o.get("parts", ())),
                         fused=tuple(o["fused"]),
                         error_band=ErrorBand.from_json(o["error_band"]) if "error_band" in o else UNKNOWN,
                     )
@@ -271,9 +301,9 @@ class Report:
     def text(self) -> str:
         """Five lines: the answer, its bound, where the time goes, memory and energy, what was assumed; one more with the lowering of
         products where some look up tables, and one with the commands of kernels in memory banks, where there are any."""
-        from dovetail.text import commands, five_lines, look_ups
+        from dovetail.text import commands, five_lines, look_ups, units
 
-        return "\n".join([*five_lines(self), *look_ups(self), *commands(self)])
+        return "\n".join([*five_lines(self), *units(self), *look_ups(self), *commands(self)])
 
     def __str__(self) -> str:
         return self.text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from dovetail.human import capacity, decimal, digits, integer, joules, percent, ratio, seconds
-from dovetail.report import MemoryUse, Report
+from dovetail.report import MemoryUse, OperatorRow, Report
 
 PER = {"prefill": "per prefill", "decode": "per step", "single": "per run"}
 SHOWN = 3
@@ -31,6 +31,25 @@ def look_ups(report: Report) -> list[str]:
         grouped.setdefault(what, []).append(f"{names[o.name]}{times(o.count)}{told}")
     order = sorted(grouped, key=lambda what: not what.startswith("lmma"))
     return ["lowering: " + "; ".join(f"{what}: {', '.join(grouped[what])}" for what in order)]
+
+
+def units(report: Report) -> list[str]:
+    """Where the operators that take the most time run, and what the other units would take; nothing where there was no choice."""
+    kernels = [o for o in report.operators if o.candidates]
+    kernels.sort(key=lambda o: (sum(c.latency_fs is not None for c in o.candidates) < 2, -o.total_fs))  # those with a choice first
+    if not kernels:
+        return []
+    names = short_names([o.name for o in report.operators])
+    shown = [f"{names[o.name]}{times(o.count)} on {o.unit} {seconds(o.latency_fs / 10**15)}{_others(o)}" for o in kernels[:SHOWN]]
+    more = len(kernels) - SHOWN
+    return ["units: " + "; ".join(shown) + (f"; {more} more in the HTML and JSON reports" if more > 0 else "")]
+
+
+def _others(row: OperatorRow) -> str:
+    """The candidates that an operator does not run on."""
+    other = [c for c in row.candidates if c.unit != row.unit]
+    texts = [f"{c.unit} {seconds(c.latency_fs / 10**15) if c.latency_fs is not None else 'cannot'}" for c in other]
+    return f" ({', '.join(texts)})" if texts else ""
 
 
 def commands(report: Report) -> list[str]:

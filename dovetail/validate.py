@@ -22,7 +22,7 @@ def validate(
     ] = None,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of measured CSV files.")] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="Only this device.")] = None,
-    clock: Annotated[str, typer.Option(metavar="kernel|host|all", help="Which clock's latencies are compared.")] = "all",
+    clock: Annotated[str, typer.Option(metavar="kernel|launch|host|request|all", help="Which clock's latencies are compared.")] = "all",
     leave_one_device_out: Annotated[
         bool, typer.Option("--leave-one-device-out", help="Also predict with the constants of another generation.")
     ] = False,
@@ -45,7 +45,7 @@ def validate(
     if device is not None and device not in names():
         raise MeasurementError(f"--device: unknown device {device!r}, expected one of {', '.join(names())}{nearest(device, names())}")
     if clock not in (*CLOCKS, "all"):
-        raise MeasurementError(f"--clock: expected kernel, host or all, not {clock!r}{nearest(clock, CLOCKS)}")
+        raise MeasurementError(f"--clock: expected {', '.join(CLOCKS)} or all, not {clock!r}{nearest(clock, CLOCKS)}")
     if report is not None:
         check_writable(report)
     measured, other = read(data)

@@ -65,7 +65,7 @@ def _pictures(score: Score) -> list[tuple[str, Picture, Picture]]:
     out = []
     groups: dict[tuple[str, str], list[int]] = {}
     for index, m in enumerate(score.measured):
-        groups.setdefault((m.device, m.operator if m.clock == "kernel" else f"{m.operator} (host)"), []).append(index)
+        groups.setdefault((m.device, m.operator if m.clock == "kernel" else f"{m.operator} ({m.clock})"), []).append(index)
     for (device, operator), chosen in sorted(groups.items()):
         points = _points(score, chosen)
         colour = colours(points)

@@ -56,6 +56,39 @@ def every_pair(left: int, right: int, lanes: int) -> tuple[Array, Array]:
     return (np.arange(left)[:, None] + lane) % left, (np.arange(right) + 3 * lane[:, None]) % right
 
 
+INT8 = (-128, 127)
+
+
+def codes_of(bits: int) -> tuple[int, int]:
+    """The least and the greatest code of `bits`."""
+    return 0, (1 << bits) - 1
+
+
+def integers(name: str, values: Any, limits: tuple[int, int]) -> Array:
+    """`values` as int64. Raises `HardwareError` for anything but integers within the inclusive limits.
+
+    >>> integers("weights", [[1, 300]], INT8)
+    Traceback (most recent call last):
+    hw.errors.HardwareError: weights: expected integers from -128 to 127, found 300
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu":
+        raise HardwareError(f"{name}: expected integers, found an array of {array.dtype}")
+    low, high = limits
+    lowest, highest = int(array.min(initial=low)), int(array.max(initial=high))
+    if lowest < low or highest > high:
+        raise HardwareError(f"{name}: expected integers from {low} to {high}, found {highest if highest > high else lowest}")
+    return array.astype(np.int64)
+
+
+def matrices(left: Any, left_limits: tuple[int, int], right: Any, right_limits: tuple[int, int]) -> tuple[Array, Array]:
+    """The operands [M, K] and [K, N] of a product as int64. Raises `HardwareError` for values or shapes that do not fit."""
+    a, b = integers("left operand", left, left_limits), integers("right operand", right, right_limits)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise HardwareError(f"expected a product of [M, K] by [K, N], found {list(a.shape)} by {list(b.shape)}")
+    return a, b
+
+
 def dot_words(left: Any, right: Any, lanes: int) -> tuple[Array, Array, Array]:
     """The operands of [M, K] x [K, N] as dot products of `lanes`, padded with zeros along K: one result after the other.
 
@@ -72,14 +105,18 @@ def dot_words(left: Any, right: Any, lanes: int) -> tuple[Array, Array, Array]:
 
 
 def gemm(work: Any) -> Gemm:
-    """`work` as a matrix product. Raises `HardwareError` for any other kind of work."""
-    if isinstance(work, Gemm):
-        return work
-    raise HardwareError(f"this unit multiplies matrices; it has no cost for {type(work).__name__} work")
+    """`work` as a matrix product. Raises `HardwareError` for any other kind of work, and for an empty one."""
+    if not isinstance(work, Gemm):
+        raise HardwareError(f"this unit multiplies matrices; it has no cost for {type(work).__name__} work")
+    if min(work.m, work.n, work.k) < 1:
+        raise HardwareError(f"expected a product of sizes of at least 1, found {work.m}x{work.n}x{work.k} (M x N x K)")
+    return work
 
 
 def vector(work: Any) -> Vector:
-    """`work` as a vector of elements. Raises `HardwareError` for any other kind of work."""
-    if isinstance(work, Vector):
-        return work
-    raise HardwareError(f"this unit works on streams of elements; it has no cost for {type(work).__name__} work")
+    """`work` as a vector of elements. Raises `HardwareError` for any other kind of work, and for an empty one."""
+    if not isinstance(work, Vector):
+        raise HardwareError(f"this unit works on streams of elements; it has no cost for {type(work).__name__} work")
+    if work.elements < 1:
+        raise HardwareError(f"expected a vector of at least one element, found {work.elements}")
+    return work

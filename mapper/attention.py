@@ -183,7 +183,7 @@ class Flash(OnMatrixUnit):
 
     def plan(self, mapping: OperatorMapping) -> Plan:
         op = self.kernel.operator
-        q, k = min(mapping.integer("q"), op["queries"]), mapping.integer("k")
+        q, k = mapping.integer("q", op["queries"]), mapping.integer("k", op["keys"])
         body: Tiles = ()
         made: dict[tuple[int, int], Tiles] = {}
         for rows, keys in self.blocks.rows_and_keys(q):

@@ -13,14 +13,17 @@ from hw.memory import Dram, Scratchpad
 from hw.quantity import FS_PER_S
 from hw.units.pim import BankUnit
 from hw.units.rdu import Rdu
+from hw.work import sides
 from mapper import lmma
+from mapper.allocation import allocations
+from mapper.banks import home_of_cache
 from mapper.bounds import Bound, kernel_bound, total_fs
 from mapper.errors import CapacityError, MappingError
 from mapper.keep import Kept, allocate, candidates, reserved
 from mapper.kernels import Kernel, fuse, tensor_sizes
 from mapper.mapping import Mapping as SavedMapping
 from mapper.pipeline import Lowering
-from mapper.placement import Joint, Part, Placer, independent, sites, space_at
+from mapper.placement import Candidate, Joint, Part, Placer, independent, sites, space_at
 from mapper.plan import Plan
 from mapper.program import Item, Program, stored
 from mapper.residency import NOTHING, Found, Side, residents
@@ -48,6 +51,8 @@ class Placed:
     choice: Choice | None  # how good the plan is in its space; None for a replayed mapping and where several units share the kernel
     parts: tuple[Part, ...] = ()
     stage: tuple[int, int] = (0, 0)  # segment, and stage in it
+    candidates: tuple[Candidate, ...] = ()  # what was weighed; nothing for a replayed mapping
+    found: Found = NOTHING  # what it finds in the cache
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class Compiled:
 
     @property
     def mapping(self) -> SavedMapping:
-        return SavedMapping(self.device.name, workload_name(self.graph), tuple(p.plan.mapping for p in self.kernels))
+        operators = tuple(placed.plan.mapping for placed in self.kernels)
+        return SavedMapping(self.device.name, workload_name(self.graph), operators, allocations(self))
 
     def __repr__(self) -> str:
         return f"Compiled({self.graph.name} on {self.device.name}, {len(self.kernels)} kernels, {self.program!r})"
@@ -169,9 +175,15 @@ def _place(
             kept += [replace(one, body=number) for one in stays]
         again = [[placer.side(joint) for stage in stages for _, joint in stage] for stages in staged]
         if cache is None or again == sides:
-            return staged, kept
+            return [_finding(stages, hits) for stages, hits in zip(staged, found, strict=True)], kept
         sides = again
         past |= {(s, k) for s, ways in enumerate(sides) for k, side in enumerate(ways) if side == "past"}
+
+
+def _finding(stages: list[Stage], hits: list[Found]) -> list[Stage]:
+    """The same stages; every kernel knows what it finds in the cache."""
+    each = iter(hits)
+    return [[(kernel, replace(joint, found=next(each))) for kernel, joint in stage] for stage in stages]
 
 
 def _time_fs(graph: Graph, placer: Placer) -> int:
@@ -324,7 +336,8 @@ def _placed(target: Target, kernel: Kernel, joint: Joint, count: int, stage: tup
     bound = kernel_bound(target, kernel, number_format, sum(fs for _, fs in joint.setup))
     choice = joint.parts[0].choice if len(joint.parts) == 1 else None
     own = replace(bound, sizes=tuple(max(Fraction(0), size - joint.prefetched) for size in bound.sizes)) if joint.prefetched else bound
-    return Placed(kernel, plan, count, number_format, bound, total_fs(target, [own]), choice, joint.parts, stage)
+    least = total_fs(target, [own])
+    return Placed(kernel, plan, count, number_format, bound, least, choice, joint.parts, stage, joint.candidates, joint.found)
 
 
 def _most(stages: dict[tuple[int, int], int], placed: list[Placed], pad: str) -> int:
@@ -408,19 +421,21 @@ def check_capacity(graph: Graph, target: Target) -> dict[str, dict[str, int]]:
 def _held_beside(graph: Graph, target: Target, parts: dict[str, int]) -> dict[str, dict[str, int]]:
     """The KV cache in a memory of its own whose banks compute on it: taken out of `parts`. Raises `CapacityError` when it does not
     fit there."""
-    for unit in target.device.units.values():
-        memory = target.device.memories.get(unit.memory) if isinstance(unit, BankUnit) else None
-        if not isinstance(unit, BankUnit) or memory is None or unit.memory == target.main or "kv_cache" not in unit.holds:
-            continue
-        need, have = parts["kv cache"], memory.total
-        if need > have:
-            raise CapacityError(
-                f"{graph.name}: the KV cache needs {_gib(need)} in {unit.memory!r} of {target.device.name}, which holds {_gib(have)}: "
-                f"{need - have} B short; use a smaller batch or context, or more stacks"
-            )
-        if need:
-            parts["kv cache"] = 0
-            return {unit.memory: {"kv cache": need}}
+    formats = {tensor.format.name for tensor in graph.tensors.values() if tensor.role == "kv_cache"}
+    name = home_of_cache(target.device, formats)
+    if name is None:
+        return {}
+    unit = target.device.units[name]
+    assert isinstance(unit, BankUnit)
+    need, have = parts["kv cache"], target.device.memories[unit.memory].total
+    if need > have:
+        raise CapacityError(
+            f"{graph.name}: the KV cache needs {_gib(need)} in {unit.memory!r} of {target.device.name}, which holds {_gib(have)}: "
+            f"{need - have} B short; use a smaller batch or context, or more stacks"
+        )
+    if need:
+        parts["kv cache"] = 0
+        return {unit.memory: {"kv cache": need}}
     return {}
 
 
@@ -525,12 +540,12 @@ def _assumptions(graph: Graph, target: Target, placed: list[Placed]) -> tuple[st
     notes.append(_memory_note(target))
     converted = sorted(
         {
-            f"{o.format} operands are converted to {p.number_format} on their way into the unit; the conversion takes "
+            f"{o.format} operands are converted to {sides(p.number_format)[o.position]} on their way into the unit; the conversion takes "
             + ("one vector operation per weight and thread block" if p.plan.mapping.family == "wave" and o.position == 1 else "no time")
             for p in placed
             if p.number_format
             for o in p.kernel.reads
-            if o.position in (0, 1) and converts(p.number_format, o.format)
+            if o.position in (0, 1) and converts(p.number_format, o.format, o.position)
         }
     )
     notes += converted

@@ -21,7 +21,7 @@ from mapper.kernels import Kernel
 from mapper.mapping import Mapping as SavedMapping
 from mapper.mapping import OperatorMapping
 from mapper.residency import Found
-from mapper.target import Target, mixed, native
+from mapper.target import Target, converts, native
 from mapper.waves import SHORTEST_SPLIT, SLAB, STAGES, SUM_BYTES, WaveProduct, tilings
 from workloads.format import Format, parse_format
 from workloads.graph import Graph, Operator, Tensor
@@ -272,9 +272,8 @@ def how(target: Target, kernel: Kernel, number_format: str, kernels: Sequence[Ke
         return ""
     left, right = formats
     if left.family != FAMILY:
-        kept = mixed(number_format) or {left.name, right.name} == {number_format}
-        converted = [f for f in (left.name, right.name) if f != number_format]
-        return f"{number_format} as stored" if kept else f"{number_format} from {' and '.join(dict.fromkeys(converted))}"
+        converted = [f.name for position, f in enumerate(formats) if converts(number_format, f, position)]
+        return f"{number_format} from {' and '.join(dict.fromkeys(converted))}" if converted else f"{number_format} as stored"
     found = lmma_unit(target)
     assert found is not None
     name = found[1].instruction_name(left.scheme, number_format)

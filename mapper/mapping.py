@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, field
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
@@ -35,11 +36,13 @@ class OperatorMapping:
         object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
         object.__setattr__(self, "placement", MappingProxyType(dict(self.placement)))
 
-    def integer(self, name: str) -> int:
-        """A positive integer parameter. Raises `MappingError` when it is missing or is none."""
+    def integer(self, name: str, most: int | None = None) -> int:
+        """A positive integer parameter, of `most` at most. Raises `MappingError` when it is missing or is none."""
         value = self.parameters.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise MappingError(f"mapping of {self.operator!r}: {name}: expected an integer of at least 1, found {value!r}")
+        if most is not None and value > most:
+            raise MappingError(f"mapping of {self.operator!r}: {name}: the operator has {most} of it, found a tile of {value}")
         return value
 
     def choice(self, name: str, options: tuple[str, ...]) -> str:
@@ -72,21 +75,57 @@ class OperatorMapping:
 
 
 @dataclass(frozen=True)
+class Allocation:
+    """`size_bytes` of a tensor, `copies` times in a row, `offset_bytes` from the start of a memory; from the start of kernel `first` to
+    the end of kernel `last`, or all the time where these are empty. Of a tensor in a cache a `share` is found."""
+
+    memory: str
+    tensor: str
+    size_bytes: int
+    offset_bytes: int | None = None
+    first: str = ""
+    last: str = ""
+    copies: int = 1
+    share: Fraction = Fraction(1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what is as usual: one copy, all of it, all the time; a cache has no offsets."""
+        document: dict[str, Any] = {"memory": self.memory, "tensor": self.tensor, "bytes": self.size_bytes}
+        if self.offset_bytes is not None:
+            document["offset"] = self.offset_bytes
+        if self.copies != 1:
+            document["copies"] = self.copies
+        if self.share != 1:
+            document["share"] = str(self.share)
+        if self.first:
+            document |= {"first": self.first, "last": self.last}
+        return document
+
+    @classmethod
+    def from_json(cls, o: Any) -> Allocation:
+        named = {"size_bytes": o["bytes"], "offset_bytes": o.get("offset"), "copies": o.get("copies", 1)}
+        return cls(o["memory"], o["tensor"], **named, first=o.get("first", ""), last=o.get("last", ""), share=Fraction(o.get("share", 1)))
+
+
+@dataclass(frozen=True)
 class Mapping:
-    """The mapping of a whole workload onto a device."""
+    """The mapping of a whole workload onto a device. `allocation` says where its tensors lie; it follows from the rest,
+    so that a replay works it out again."""
 
     device: str
     workload: str
     operators: tuple[OperatorMapping, ...]
+    allocation: tuple[Allocation, ...] = field(default=(), compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        document = {
             "schema": SCHEMA,
             "type": "mapping",
             "device": self.device,
             "workload": self.workload,
             "operators": [o.to_json() for o in self.operators],
         }
+        return {**document, "allocation": [one.to_json() for one in self.allocation]} if self.allocation else document
 
     def dumps(self) -> str:
         """The saved form: the same mapping is always the same bytes."""
@@ -108,6 +147,7 @@ class Mapping:
                 document["device"],
                 document["workload"],
                 tuple(OperatorMapping.from_json(o) for o in document["operators"]),
+                tuple(Allocation.from_json(o) for o in document.get("allocation", ())),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise MappingError(f"{where}: not a complete saved mapping ({error!r})") from None

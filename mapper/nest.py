@@ -21,6 +21,7 @@ import numpy as np
 from hw.memory import Pieces
 from hw.quantity import FS_PER_S
 from hw.work import Gemm, Vector
+from mapper.blocked import Blocked
 from mapper.kernels import Kernel, Operand
 from mapper.mapping import OperatorMapping, Value
 from mapper.matrix import OnMatrixUnit
@@ -195,9 +196,10 @@ class Nest(OnMatrixUnit):
         return (self.mapping(row) for row in range(len(self.table.columns)))
 
     @cached_property
-    def others(self) -> tuple[Streamed, ...]:
+    def others(self) -> tuple[Streamed | Blocked, ...]:
         """Further families of mappings of the same kernel."""
-        return (Streamed(self),) if Streamed.applies(self) else ()
+        families: tuple[type[Streamed] | type[Blocked], ...] = (Streamed, Blocked)
+        return tuple(family(self) for family in families if family.applies(self))
 
     def rules_of_thumb(self) -> Iterator[OperatorMapping]:
         """Mappings by rule, likely ones first: tiles grown evenly until the scratchpads are full, the contraction innermost."""
@@ -264,7 +266,11 @@ class Nest(OnMatrixUnit):
             several = product.count > 1 or trips["m"] > 1 or trips["n"] > 1
             copies = 2 if several else 1
             outside = trips["k"] > 1 or (unit.stationary() == "weights" and product.k > unit.granularity()[2])
-            out = ceil(piece * self.out_size) * copies + ceil(piece * self.extra_size) * copies
+            # with the contraction innermost a tile's results come only with its last step: the ones before have left by then
+            turns = trips["k"] if order[-1] == "k" else 1
+            out = ceil(piece * self.out_size) * (1 if turns > 1 else copies)
+            waiting = 1 if turns > 2 else 2 if turns == 2 or not self.post_unit else 3  # from the load to the epilogue
+            out += ceil(piece * self.extra_size) * min(waiting, 3 if several else 1)
             if trips["k"] > 1 and order[-1] != "k" and any(trips[d] > 1 for d in "mn" if order.index(d) > order.index("k")):
                 out += (held("mn", "k") if sums == "local" else 4 * piece) * wide
             elif outside or self.post_unit:
@@ -316,7 +322,9 @@ class Nest(OnMatrixUnit):
 
     def plan(self, mapping: OperatorMapping) -> Plan:
         """The stream of tiles of a mapping. Raises `MappingError` when a parameter is not valid."""
-        order = mapping.choice("order", tuple({o for orders in ORDERS.values() for o in orders}))
+        order = mapping.choice("order", ORDERS[self.target.unit(self.unit).stationary()])
+        for d in "mnk":
+            mapping.integer(d, max(getattr(product, d) for product in self.products))
         mapping.choice("hold", HOLDS)
         mapping.choice("sums", SUMS)
         tiles: Tiles = ()

@@ -135,8 +135,11 @@ class NestTable:
                     totals[operand][rows] = -(-elements * size.numerator // size.denominator)
                 piece = t["m"] * t["n"]
                 copies = 1 + ((product.count > 1) | (r["m"] > 1) | (r["n"] > 1))
-                out = -(-piece * nest.out_size.numerator // nest.out_size.denominator) * copies
-                out += -(-piece * nest.extra_size.numerator // nest.extra_size.denominator) * copies
+                turns = r["k"] if order[-1] == "k" else np.ones(len(rows), dtype=np.int64)
+                waiting = np.where(turns > 2, 1, np.where((turns == 2) | (not nest.post_unit), 2, 3))
+                out = -(-piece * nest.out_size.numerator // nest.out_size.denominator) * np.where(turns > 1, 1, copies)
+                waiting = np.where(copies > 1, waiting, 1)
+                out += -(-piece * nest.extra_size.numerator // nest.extra_size.denominator) * waiting
                 inner = np.zeros(len(rows), dtype=bool)
                 for d in "mn":
                     if order.index(d) > order.index("k"):

@@ -18,7 +18,8 @@ from typing import Any
 
 from mapper import lmma
 from mapper.attention import Flash
-from mapper.banks import Banks
+from mapper.banks import Banks, beside
+from mapper.cached import CachedAttention, CachedProduct
 from mapper.collective import Collective
 from mapper.cut import extents, piece, together, with_experts
 from mapper.divide import Division, Tokens, by_rule, cuts, groups, optimum, sections
@@ -74,6 +75,7 @@ FAMILIES: dict[str, Family] = {
     "tiles": Family(lambda t, k, _: Nest(t, k), lambda t, k, _: Flash(t, k), lambda t, k, _: Stream(t, k)),
     "waves": Family(lmma.product, WaveAttention, WaveStream),
     "banks": Family(Banks, Banks, Banks),
+    "cached": Family(CachedProduct, CachedAttention, lambda t, k, _: Stream(t, k)),
     "bundles": Family(Near, Near, lambda t, k, _: Stream(t, k)),
 }
 """Families by the `execution` of a unit. Units with costs of their own register theirs here."""
@@ -95,7 +97,8 @@ def sites(target: Target, kernel: Kernel) -> list[Site]:
     if formats is None:
         return _vector_sites(target, kernel)
     found: list[Site] = []
-    for unit in target.device.units_for("gemm"):
+    alone = beside(target.device, kernel)
+    for unit in [alone] if alone else target.device.units_for("gemm"):
         for number_format in target.lowerings(unit, *formats):
             for vector in _beside(target, unit, kernel):
                 found += _over_copies(target, kernel, Site(unit, number_format, vector))
@@ -178,12 +181,24 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """What was weighed for a kernel: a unit (or several together, `a+b`) with its best mapping and time, or why it cannot run there."""
+
+    unit: str
+    mapping: str
+    latency_fs: int | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Joint:
-    """A kernel's plan: one part per unit, all at the same time on different resources."""
+    """A kernel's plan: one part per unit, all at the same time on different resources; and what was weighed for it."""
 
     mapping: OperatorMapping
     parts: tuple[Part, ...]
     prefetched: int = 0  # bytes of the right operand that the kernel before has loaded
+    candidates: tuple[Candidate, ...] = field(default=(), compare=False)
+    found: Found = field(default=NOTHING, compare=False)
 
     @cached_property
     def latency_fs(self) -> int:
@@ -281,22 +296,23 @@ class Placer:
             raise known
         return replace(known, plan=known.plan.under(replace(known.plan.mapping, operator=kernel.name)))
 
-    def alone(self, kernel: Kernel, resident: Found) -> dict[str, Part]:
-        """The best part of every unit that can run the whole kernel. Raises what the best attempt raised when none can."""
+    def alone(self, kernel: Kernel, resident: Found) -> tuple[dict[str, Part], dict[str, str]]:
+        """The best part of every unit that can run the whole kernel, and why the others cannot. Raises what the best attempt raised
+        when none can."""
         best: dict[str, Part] = {}
-        refused: CapacityError | None = None
+        refused: dict[str, CapacityError] = {}
         for site in sites(self.target, kernel):
             try:
                 part = self.part(kernel, site, resident)
             except CapacityError as error:
-                refused = refused or error
+                refused.setdefault(site.unit, error)
                 continue
             if site.unit not in best or self._key(part.plan) < self._key(best[site.unit].plan):
                 best[site.unit] = part
         if not best:
-            assert refused is not None
-            raise refused
-        return best
+            raise next(iter(refused.values()))
+        prefix = f"operator {kernel.name!r} "
+        return best, {unit: str(error).removeprefix(prefix) for unit, error in refused.items() if unit not in best}
 
     def _key(self, plan: Plan | Joint) -> tuple[int, int]:
         return plan.latency_fs, plan.traffic(self.target.main)
@@ -313,16 +329,38 @@ class Placer:
 
         Raises `MappingError` when no unit executes it, `CapacityError` when nothing fits.
         """
-        lone = self.alone(kernel, resident)
+        lone, refused = self.alone(kernel, resident)
         if past:
             lone = {unit: part for unit, part in lone.items() if self.target.device.own_way(unit) is not None}
         many = self._many(kernel)
-        best = min((self._single(part, many) for part in lone.values()), key=self._key)
+        singles = [self._single(part, many) for part in lone.values()]
+        best = min(singles, key=self._key)
+        shared: list[Joint] = []
         if self.co_processing and len(lone) > 1:
             parts = [part for unit, part in lone.items() if not in_banks(self.target, unit)]
             for one, other in combinations(parts, 2):
-                best = min([best, *self._shared(kernel, one, other, resident)], key=self._key)
-        return best
+                shared += sorted(self._shared(kernel, one, other, resident), key=self._key)[:1]
+            best = min([best, *shared], key=self._key)
+        known = [Candidate(joint.mapping.unit, str(joint.mapping), joint.latency_fs) for joint in (*singles, *shared)]
+        known += [Candidate(unit, "", None, reason) for unit, reason in {**refused, **self._unable(kernel, {*lone, *refused})}.items()]
+        return replace(best, candidates=tuple(known))
+
+    def _unable(self, kernel: Kernel, able: Collection[str]) -> dict[str, str]:
+        """Units with products that have no place for a kernel, and why."""
+        if (formats := kernel.multiplied) is None:
+            return {}
+        found = {}
+        for unit in self.target.device.units_for("gemm"):
+            if unit in able:
+                continue
+            if (home := beside(self.target.device, kernel)) is not None:
+                found[unit] = f"keys and values lie in the memory of {home!r}"
+            elif self.target.lowerings(unit, *formats):
+                found[unit] = "no vector unit reaches main memory the same way"
+            else:
+                have = ", ".join(sorted(self.target.unit(unit).formats()))
+                found[unit] = f"multiplies {have}, not {formats[0]} by {formats[1]}"
+        return found
 
     def _many(self, kernel: Kernel) -> bool:
         """Whether there is a choice of format or vector unit on a unit, so that a mapping has to say which; look-up is one."""
@@ -493,7 +531,8 @@ class Placer:
         if best is None or best[0] >= sum(joint.latency_fs for joint in placed):
             return None
         first = kernels[0][0].name
-        return [replace(joint, mapping=_together(joint.mapping, first)) for joint in best[1]]
+        weighed = [joint.candidates for joint in placed]
+        return [replace(j, mapping=_together(j.mapping, first), candidates=c) for j, c in zip(best[1], weighed, strict=True)]
 
     def _meet(self, pair: Sequence[str], kernels: Sequence[tuple[Kernel, Found]], chosen: Sequence[Part]) -> bool:
         """Whether kernels on two units would read one section of memory at the same time: whole weights or caches lie in all of them."""
@@ -579,7 +618,7 @@ class Placer:
         stays = ", ".join(o.tensor for o in kernel.writes if o.tensor in kept)
         placement = {**joint.mapping.placement, **({"keep": stays} if stays else {})}
         plan = part.plan.under(replace(part.plan.mapping, placement=placement))
-        return Joint(plan.mapping, (replace(part, plan=plan),))
+        return replace(joint, mapping=plan.mapping, parts=(replace(part, plan=plan),))
 
     def replay(
         self,

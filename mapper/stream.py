@@ -66,7 +66,7 @@ class Stream:
         return self.target.memory.least_fs(self.read_size + self.write_size)
 
     def plan(self, mapping: OperatorMapping) -> Plan:
-        chunk = min(mapping.integer("chunk"), self.elements)
+        chunk = mapping.integer("chunk", self.elements)
         whole, rest = divmod(self.elements, chunk)
         tiles: Tiles = (Loop(whole, (self._tile(chunk),)),) if whole > 1 else (self._tile(chunk),)
         if rest:

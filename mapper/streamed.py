@@ -188,10 +188,10 @@ class Streamed:
         order = mapping.choice("order", ORDERS)
         keep = _keep(mapping.choice("keep", KEEPS))
         folds, passing = (ceil(self.full[d] / self.fold[d]) for d in order[:2])
-        chunk = min(mapping.integer("chunk"), self.full["k"])
-        rows, across = min(mapping.integer("rows"), folds), min(mapping.integer("across"), passing)
+        chunk = mapping.integer("chunk", self.full["k"])
+        rows, across = mapping.integer("rows", folds), mapping.integer("across", passing)
         first = mapping.choice("fill", FILLS) == "first"
-        shape = Shape(order, rows, min(mapping.integer("slab"), chunk), chunk, across, keep, first)
+        shape = Shape(order, rows, mapping.integer("slab", chunk), chunk, across, keep, first)
         if problem := self._problem(shape):
             raise MappingError(f"mapping of {mapping.operator!r}: {problem}")
         return shape
@@ -219,7 +219,8 @@ class Streamed:
         moving = min(2, slabs * panels) if s.rows == 1 else slabs + (((s.rows - 2) * slabs + 1) // s.rows + 1 if panels > 1 else 0)
         (_, stands, x_size), (_, moves, y_size) = self._operands(s)
         piece, copies = x * y, 2 if folds * passing > 1 else 1
-        out = ceil(piece * nest.out_size) * copies + ceil(piece * nest.extra_size) * copies
+        waiting = 3 if copies > 1 and slabs * chunks == 1 and nest.post_unit else copies  # from the load to the epilogue
+        out = ceil(piece * nest.out_size) * copies + ceil(piece * nest.extra_size) * waiting
         sums = s.rows * s.across if chunks > 1 else (copies if nest.post_unit else 1)
         out += piece * wide * sums if slabs * chunks > 1 or nest.post_unit else 0
         needs: dict[str, int] = {}
@@ -275,11 +276,11 @@ class Streamed:
     def _totals(self, s: Shape) -> tuple[int, int, int]:
         """Cycles of all folds, and elements of the standing and the passing operand that are loaded."""
         x, y = (self.full[d] for d in s.order[:2])
-        xs, ys = (_kinds(self.full[d], self.fold[d]) for d in s.order[:2])
+        xs, ys = (kinds(self.full[d], self.fold[d]) for d in s.order[:2])
         folds, passing = (ceil(self.full[d] / self.fold[d]) for d in s.order[:2])
         groups, blocks = ceil(passing / s.across), ceil(folds / s.rows)
         cycles = stands = moves = 0
-        for chunk, chunks in _kinds(self.full["k"], s.chunk):
+        for chunk, chunks in kinds(self.full["k"], s.chunk):
             slabs = cut(chunk, s.slab)
             kept = sum(size for i, size in enumerate(slabs) if s.stands(i))
             for (size_x, count_x) in xs:
@@ -360,8 +361,12 @@ class Streamed:
         return Plan(mapping, tiles, lags, self.footprint(mapping), self.target.setup(), untimed)
 
 
-def _kinds(size: int, piece: int) -> list[tuple[int, int]]:
-    """Sizes of the pieces of a dimension, and how many there are of each."""
+def kinds(size: int, piece: int) -> list[tuple[int, int]]:
+    """Sizes of the pieces of a dimension, and how many there are of each.
+
+    >>> kinds(10, 4)
+    [(4, 2), (2, 1)]
+    """
     whole, rest = divmod(size, piece)
     return [(piece, whole)] * (whole > 0) + [(rest, 1)] * (rest > 0)
 
@@ -403,7 +408,7 @@ class _Emission:
                 made[number] = self._block(*key)
             numbers.append(number)
         out: Tiles = self._before(blocks[0]) if self.s.first else ()
-        return out + _folded(numbers, made)
+        return out + folded(numbers, made)
 
     def _before(self, block: Block) -> Tiles:
         """What is loaded before anything is computed: the first block and the first panel."""
@@ -470,7 +475,7 @@ class _Emission:
             if number not in made:
                 made[number] = self._pass(block, size, *key[1:])
             numbers.append(number)
-        return _folded(numbers, made)
+        return folded(numbers, made)
 
     def _pass(
         self, block: Block, size: int, before: Block | None, opening: bool, after: Block | None, follower: Any, leader: Any, end: bool
@@ -508,7 +513,7 @@ class _Emission:
             loads = Fraction(x, x_parts), Fraction(y, y_parts)
             summed = done if last and not first else 0
             made[number] = (self._tile((*loads, standing, size, slab, first, last, cold, final, last and block.last, summed)),)
-        return _folded(numbers, made)
+        return folded(numbers, made)
 
     def _again(self, slabs: Sequence[int], j: int) -> tuple[int, int]:
         """Elements per standing one of slabs that stream in every pass which move in this step, as a numerator and a denominator."""
@@ -537,7 +542,7 @@ class _Emission:
         return tile
 
 
-def _folded(numbers: Sequence[int], made: dict[int, Tiles]) -> Tiles:
+def folded(numbers: Sequence[int], made: dict[int, Tiles]) -> Tiles:
     """The streams of `numbers` one after the other, with what repeats folded: the shortest period that covers most."""
     out: Tiles = ()
     at = 0

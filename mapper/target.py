@@ -17,7 +17,6 @@ from hw.device import Device
 from hw.memory import Cache, Dram, Memory, Pieces, Scratchpad
 from hw.quantity import FS_PER_S, cycles_to_fs
 from hw.unit import Unit
-from hw.units.pim import BankUnit
 from hw.work import Gemm, Vector, sides
 from mapper.errors import MappingError
 from mapper.pipeline import LAUNCH, Job
@@ -172,19 +171,23 @@ class Target:
         raise MappingError(f"operator {operator!r} is vector work, and {self.device.name} has no unit that executes it; add a vector unit")
 
     def lowerings(self, unit: str, a: Format, b: Format) -> tuple[str, ...]:
-        """The formats in which a unit can multiply operands that are stored as `a` and `b`: converted to one, or as they are."""
+        """The formats in which a unit can multiply operands that are stored as `a` and `b`: converted to one, or as they are; where
+        neither does, the left operand of at most 8 bits converted to fp16. Tables of sums are not converted."""
         supported = self.unit(unit).formats()
         plain = None if a.family == "table" else compute_format(frozenset(name for name in supported if not mixed(name)), a, b)
-        return tuple(name for name in (plain, native(supported, a, b)) if name)
+        found = tuple(name for name in (plain, native(supported, a, b)) if name)
+        if found or a.family == "table":
+            return found
+        wide = native(supported, replace(a, name="fp16"), b) if a.family in ("int", "ternary", "float") and a.element_bits <= 8 else None
+        return (wide,) if wide else ()
 
     @cached_property
     def peak_bandwidth(self) -> int:
-        """Bytes per second of main memory over its interface and the units' own ways together, as far as they work at one time, and
-        of units in memory banks."""
+        """Bytes per second of main memory over its interface and the units' own ways together, as far as they work at one time. What
+        units in memory banks read is not among it."""
         ways = {way for name in self.device.units if (way := self.device.own_way(name))}
         exclusive = [way.bandwidth or 0 for way in ways if way.access == "exclusive"]
-        banks = sum(unit.internal_peak for unit in self.device.units.values() if isinstance(unit, BankUnit))
-        return max([self.memory.bandwidth, *exclusive]) + sum(way.bandwidth or 0 for way in ways if way.access == "concurrent") + banks
+        return max([self.memory.bandwidth, *exclusive]) + sum(way.bandwidth or 0 for way in ways if way.access == "concurrent")
 
     # Jobs --------------------------------------------------------------------------------------------------------------
     def transfer(
@@ -266,9 +269,11 @@ def native(supported: frozenset[str], a: Format, b: Format) -> str | None:
     return min(fits)[1] if fits else None
 
 
-def converts(number_format: str, stored: Format) -> bool:
-    """Whether an operand as it is stored must be converted for products in `number_format`."""
-    return not mixed(number_format) and stored.name != number_format
+def converts(number_format: str, stored: Format, position: int = 1) -> bool:
+    """Whether an operand as it is stored, the left (0) or the right one (1), must be converted for products in `number_format`."""
+    if mixed(number_format):
+        return position == 0 and sides(number_format)[0] != stored.name
+    return stored.name != number_format
 
 
 _FLOAT_BITS = {"fp64": 64, "fp32": 32, "tf32": 32, "fp16": 16, "bf16": 16, "fp8": 8, "fp8-e4m3": 8, "fp8-e5m2": 8, "fp4": 4}

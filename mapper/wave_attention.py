@@ -143,11 +143,12 @@ class WaveAttention(OnMatrixUnit, Wave):
             kinds[key] = kinds.get(key, 0) + copies
         steps = cycles_to_fs(ceil(k / SLICE) * DEPENDENT_STEPS * self.core.step_latency, clock)
         core = self.core
-        between = core.decode_overhead if self.few and core.decode_overhead is not None else core.attention_overhead
+        bulk = self.few and not self._loaded
+        between = core.decode_overhead if bulk and core.decode_overhead is not None else core.attention_overhead
         each = core.row_overhead if self.few else 0
         overhead = {rows: cycles_to_fs(between + each * ceil(rows / LEAST_ROWS) * LEAST_ROWS, clock) for rows, _ in kinds}
         cycles = {rows: self._block_cycles(rows, k) for rows in {rows for rows, _ in kinds}}
-        if self.few and self.core.cluster == 1:
+        if self.few and (self._loaded or core.cluster == 1):
             steps += LOADS * ceil(self.target.memory.latency * self._away)
         turn = {rows: max(self._turn(cycles_to_fs(m, clock), cycles_to_fs(v, vector_clock)), steps) for rows, (m, v) in cycles.items()}
         times = {(rows, length): turn[rows] * length + overhead[rows] for rows, length in kinds}
@@ -160,6 +161,13 @@ class WaveAttention(OnMatrixUnit, Wave):
         matrix, vector = (sum(cycles[rows][unit] * length * count for (rows, length), count in kinds.items()) for unit in (0, 1))
         pairs = sum(rows * length * count for (rows, length), count in kinds.items()) * k
         return _Schedule(busy, -(-matrix // sms), -(-vector // sms), pairs, blocks)
+
+    @cached_property
+    def _loaded(self) -> bool:
+        """Whether few queries of a group with a 16-bit cache run on a unit made for bulk copies: libraries have kernels that use these for
+        8-bit caches alone (TensorRT-LLM's XQA for Hopper), and fall back on those of the generation before, whose threads load."""
+        packed = self.kernel.operator.attributes.get("packed", self.blocks.group)
+        return self.core.cluster > 1 and packed > 1 and self.blocks.cached[-1].format.element_bits >= 16
 
     def _turn(self, matrix: int, vector: int) -> int:
         """Femtoseconds of both units: one after the other, less what asynchronous instructions hide."""

@@ -8,6 +8,11 @@ from workloads.format import Format, parse_format
 from workloads.graph import Graph, Operator, Segment, Tensor
 
 
+_WEIGHTS = "weights of linear layers and experts in"
+_INPUTS = "inputs of these linear layers in"
+"""How the notes begin that a later format of the same tensors replaces."""
+
+
 def quantise(
     graph: Graph, *, weights: str | Format | None = None, acts: str | Format | None = None, kv: str | Format | None = None
 ) -> Graph:
@@ -25,12 +30,14 @@ def quantise(
     tensors = dict(graph.tensors)
     linear = linear_layers(graph)
     notes: list[str] = []
+    former = [note for note in graph.notes if weight_format is None or not note.startswith(_WEIGHTS)]
+    former = [note for note in former if act_format is None or not note.startswith(_INPUTS)]
     segments = graph.segments
     if weight_format is not None:
         for operator in linear.values():
             for name in operator.inputs[1:2]:
                 tensors[name] = replace(tensors[name], format=weight_format)
-        notes.append(f"weights of linear layers and experts in {weight_format} ({float(weight_format.bits):g} bits each); {_kept(graph)}")
+        notes.append(f"{_WEIGHTS} {weight_format} ({float(weight_format.bits):g} bits each); {_kept(graph)}")
         if broken := [op.name for op in linear.values() if weight_format.group and op["k"] % weight_format.group]:
             notes.append(
                 f"groups of {weight_format.group} do not divide the inputs of {len(broken)} linear layers such as {broken[0]}; their "
@@ -38,7 +45,7 @@ def quantise(
             )
     if act_format is not None:
         segments = tuple(_quantised_inputs(graph, segment, linear, tensors, act_format) for segment in graph.segments)
-        notes.append(f"inputs of these linear layers in {act_format}; other activations keep their format")
+        notes.append(f"{_INPUTS} {act_format}; other activations keep their format")
     if kv_format is not None:
         kv_format = _at_context(kv_format, graph.context)
         states = {n for op, _ in graph.operators() if op.kind in ("scan", "conv1d") for n in (*op.inputs, *op.outputs)}
@@ -51,7 +58,7 @@ def quantise(
             notes.append(f"key/value cache in {kv_format} ({float(kv_format.bits):g} bits each){recent if uncounted else ''}")
         else:
             notes.append(f"there is no key/value cache to keep in {kv_format}")
-    return replace(graph, tensors=tensors, segments=segments, notes=(*graph.notes, *notes))
+    return replace(graph, tensors=tensors, segments=segments, notes=(*former, *notes))
 
 
 def _at_context(format: Format, context: int) -> Format:

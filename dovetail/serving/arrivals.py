@@ -19,7 +19,11 @@ import numpy as np
 from dovetail.serving.errors import ServingError
 
 NS = 1_000_000_000
-COLUMNS = {"arrival_s": ("arrival_s", "timestamp"), "input_tokens": ("input_tokens", "contexttokens"), "output_tokens": ("output_tokens", "generatedtokens")}
+COLUMNS = {
+    "arrival_s": ("arrival_s", "timestamp"),
+    "input_tokens": ("input_tokens", "contexttokens"),
+    "output_tokens": ("output_tokens", "generatedtokens"),
+}
 MOST_TOKENS = 1 << 24
 
 
@@ -94,7 +98,9 @@ def read_trace(path: Path, most: int | None = None) -> Requests:
     for column, known in COLUMNS.items():
         place = next((i for i, cell in enumerate(header) if cell in known), None)
         if place is None:
-            raise ServingError(f"{path}:1: expected a line that names the columns {', '.join(COLUMNS)}, found {','.join(header) or 'nothing'}; {column} is missing")
+            raise ServingError(
+                f"{path}:1: expected a line that names the columns {', '.join(COLUMNS)}, found {','.join(header) or 'nothing'}; {column} is missing"
+            )
         places[column] = place
     times: list[int] = []
     sizes: dict[str, list[int]] = {"input_tokens": [], "output_tokens": []}
@@ -107,7 +113,9 @@ def read_trace(path: Path, most: int | None = None) -> Requests:
             raise ServingError(f"{path}:{number}: expected {len(header)} values, found {len(row)}")
         time = _time(row[places["arrival_s"]], f"{path}:{number}")
         if times and time < times[-1]:
-            raise ServingError(f"{path}:{number}: arrives {(times[-1] - time) / NS:g} s before the request of the line before; sort the trace by time")
+            raise ServingError(
+                f"{path}:{number}: arrives {(times[-1] - time) / NS:g} s before the request of the line before; sort the trace by time"
+            )
         times.append(time)
         for column, values in sizes.items():
             values.append(_tokens(row[places[column]], f"{path}:{number}: {column}"))
@@ -145,5 +153,6 @@ def as_rows(requests: Requests) -> list[dict[str, Any]]:
     """Requests as a trace has them."""
     times = requests.arrivals_ns or (0,) * len(requests)
     return [
-        {"arrival_s": t / NS, "input_tokens": i, "output_tokens": o} for t, i, o in zip(times, requests.inputs, requests.outputs, strict=True)
+        {"arrival_s": t / NS, "input_tokens": i, "output_tokens": o}
+        for t, i, o in zip(times, requests.inputs, requests.outputs, strict=True)
     ]

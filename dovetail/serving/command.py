@@ -38,18 +38,24 @@ def serve(
     devices: Annotated[str | None, _count("--devices", "Devices that share the model. Default: 1.")] = None,
     requests: Annotated[str | None, _count("--requests", "Requests to serve. Default: 1000, or all of a trace.")] = None,
     max_batch: Annotated[str | None, _count("--max-batch", "Requests at a time, at most. Default: 64.")] = None,
-    arrivals: Annotated[str, typer.Option(metavar="closed|poisson:RATE|FILE", help="When requests arrive; a CSV trace has their lengths too.")] = "closed",
+    arrivals: Annotated[
+        str, typer.Option(metavar="closed|poisson:RATE|FILE", help="When requests arrive; a CSV trace has their lengths too.")
+    ] = "closed",
     inputs: Annotated[str, typer.Option("--input", metavar="MEAN[:SD]", help="Tokens of prompts.")] = "512",
     outputs: Annotated[str, typer.Option("--output", metavar="MEAN[:SD]", help="Tokens of answers.")] = "512",
     routing: Annotated[str, typer.Option(metavar="uniform|zipf:S|FILE", help="Which experts tokens go to.")] = "uniform",
     experts: Annotated[str, typer.Option(metavar="single|split|optimum", help="How two kinds of units share experts.")] = "split",
     slice_experts: Annotated[bool, typer.Option("--slice-experts", help="Cut every expert over the devices.")] = False,
-    co_processing: Annotated[str, typer.Option(metavar="on|off", help="Let units near memory and the others work at the same time.")] = "on",
+    co_processing: Annotated[
+        str, typer.Option(metavar="on|off", help="Let units near memory and the others work at the same time.")
+    ] = "on",
     chunk: Annotated[str | None, _count("--chunk", "Tokens of prompts per iteration, at most. Default: whole prompts.")] = None,
     weights: Annotated[str | None, typer.Option(metavar="FORMAT", help="Format of weights.")] = None,
     acts: Annotated[str | None, typer.Option(metavar="FORMAT", help="Format of activations.")] = None,
     kv: Annotated[str | None, typer.Option(metavar="FORMAT", help="Format of the KV cache.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the device; repeatable.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the device; repeatable.")
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of lengths, arrivals and routing.")] = 0,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write the run as one HTML page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,

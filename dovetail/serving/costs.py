@@ -158,7 +158,9 @@ class StepCosts:
             raise ServingError(f"devices: expected at least 1, found {self.devices}")
         self._shared = tensor_parallel(_one_token_cache(self.model), self.devices)
         self.host, self.near = sides(self.device)
-        last = max((i for i, s in enumerate(self._graph.segments) if any(op.kind in ("attention", "scan") for op in s.operators)), default=0)
+        last = max(
+            (i for i, s in enumerate(self._graph.segments) if any(op.kind in ("attention", "scan") for op in s.operators)), default=0
+        )
         self._body, self._tail = self._graph.segments[: last + 1], self._graph.segments[last + 1 :]
         if self.experts and not self.slice_experts and self.experts % self.devices:
             raise ServingError(
@@ -330,9 +332,7 @@ class StepCosts:
         segments = []
         for segment in self._body:
             span = expert_span(segment) or (0, 0)
-            kept = tuple(
-                op for i, op in enumerate(segment.operators) if op.kind != "attention" and not span[0] <= i < span[1]
-            )
+            kept = tuple(op for i, op in enumerate(segment.operators) if op.kind != "attention" and not span[0] <= i < span[1])
             segments.append(replace(segment, operators=kept))
         return without(self._graph, segments)
 
@@ -518,14 +518,23 @@ class StepCosts:
             "decoding sequences share their attention evenly: its cost is that of their mean context",
         ]
         if self.devices > 1:
-            what = "measured NCCL times" if self.device.name in NVLINKS else f"rings of {LINK_BYTES_PER_S / 1e9:g} GB/s a direction and {LINK_STEP_S * 1e6:g} us a step"
-            found.append(f"{self.devices} devices cut attention and dense layers; collectives take {what} and do not overlap with other work")
+            what = (
+                "measured NCCL times"
+                if self.device.name in NVLINKS
+                else f"rings of {LINK_BYTES_PER_S / 1e9:g} GB/s a direction and {LINK_STEP_S * 1e6:g} us a step"
+            )
+            found.append(
+                f"{self.devices} devices cut attention and dense layers; collectives take {what} and do not overlap with other work"
+            )
         if self.experts:
             how = "sliced over all devices" if self.slice_experts else "spread over the devices"
             found.append(f"experts are {how}; a layer ends when its last device does")
         if self.near is not None:
-            found.append("units near memory and the others share experts by memory sections, and prompts run beside decoding attention" if self._concurrent
-                         else "units in or near memory and the others take turns")
+            found.append(
+                "units near memory and the others share experts by memory sections, and prompts run beside decoding attention"
+                if self._concurrent
+                else "units in or near memory and the others take turns"
+            )
         if self.bundles > 1:
             found.append(
                 f"keys and values lie in {SECTIONS_OF_CACHE} of {self.bundles} memory sections, those of prompts in the other one until their "

@@ -64,7 +64,9 @@ def serve(
     for name, value in (("--requests", requests), ("--max-batch", max_batch), ("--chunk", 1 if chunk is None else chunk)):
         if value < 1:
             raise ServingError(f"{name}: expected at least 1, found {value}")
-    sizes = [size if isinstance(size, Lengths) else Lengths.parse(size, option) for size, option in ((inputs, "--input"), (outputs, "--output"))]
+    sizes = [
+        size if isinstance(size, Lengths) else Lengths.parse(size, option) for size, option in ((inputs, "--input"), (outputs, "--output"))
+    ]
     streams = np.random.default_rng(seed).spawn(2)
     start = time.perf_counter()
     wanted = arrivals if isinstance(arrivals, Requests) else draw(arrivals, requests, sizes[0], sizes[1], streams[0])
@@ -128,7 +130,9 @@ def step_costs(
     else:
         graph = model
     if graph.phase != "decode" or graph.batch != 1 or graph.tokens != 1:
-        raise ServingError(f"{graph.name}: expected a model, or the decode step of one sequence, found {graph.phase} of batch {graph.batch}")
+        raise ServingError(
+            f"{graph.name}: expected a model, or the decode step of one sequence, found {graph.phase} of batch {graph.batch}"
+        )
     if weights or acts or kv:
         graph = workloads.quantise(graph, weights=weights, acts=acts, kv=kv)
     return StepCosts(graph, target, devices, experts, slice_experts, memo, co_processing, progress)

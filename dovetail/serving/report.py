@@ -183,7 +183,9 @@ class ServingReport:
             file.write(page(self))
 
 
-def _summary(values: np.ndarray[Any, np.dtype[np.int64]], weights: np.ndarray[Any, np.dtype[np.int64]] | None = None) -> dict[str, float] | None:
+def _summary(
+    values: np.ndarray[Any, np.dtype[np.int64]], weights: np.ndarray[Any, np.dtype[np.int64]] | None = None
+) -> dict[str, float] | None:
     """Mean, percentiles and largest of nanoseconds, in seconds; None without any."""
     weights = np.ones(len(values), dtype=np.int64) if weights is None else weights
     if not weights.sum():

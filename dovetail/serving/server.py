@@ -176,7 +176,9 @@ def population_ns(served: Served) -> int:
     return area
 
 
-def weighted_percentiles(values: np.ndarray[tuple[int], np.dtype[np.int64]], weights: np.ndarray[tuple[int], np.dtype[np.int64]], at: tuple[float, ...]) -> list[float]:
+def weighted_percentiles(
+    values: np.ndarray[tuple[int], np.dtype[np.int64]], weights: np.ndarray[tuple[int], np.dtype[np.int64]], at: tuple[float, ...]
+) -> list[float]:
     """The smallest of `values`, each of which counts `weights` times, that at least each share `at` of them does not exceed."""
     order = np.argsort(values, kind="stable")
     sums = np.cumsum(weights[order])

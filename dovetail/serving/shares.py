@@ -230,9 +230,7 @@ def without(graph: Graph, segments: Iterable[Segment]) -> Graph:
     kept = tuple(s for s in segments if s.operators)
     names = [name for s in kept for op in s.operators for name in (*op.inputs, *op.outputs)]
     made = {name for s in kept for op in s.operators for name in op.outputs}
-    inputs = tuple(
-        dict.fromkeys(n for n in names if n not in made and graph.tensors[n].role == "activation")
-    )
+    inputs = tuple(dict.fromkeys(n for n in names if n not in made and graph.tensors[n].role == "activation"))
     tensors = {name: graph.tensors[name] for name in dict.fromkeys(names)}
     outputs = tuple(n for n in graph.outputs if n in tensors)
     return replace(graph, tensors=tensors, segments=kept, inputs=inputs, outputs=outputs)
@@ -290,4 +288,6 @@ def attention_graph(graph: Graph, op: Operator, batch: int, queries: int, keys: 
     attributes = {**op.attributes, "batch": batch, "queries": queries, "keys": keys}
     made = replace(op, attributes=attributes)
     inputs = (op.inputs[0],)
-    return Graph(f"{graph.name} attention", "decode", batch, queries, keys, tensors, (Segment("attention", 1, (made,)),), inputs, op.outputs)
+    return Graph(
+        f"{graph.name} attention", "decode", batch, queries, keys, tensors, (Segment("attention", 1, (made,)),), inputs, op.outputs
+    )

@@ -51,7 +51,9 @@ class BundlePath(Sheet):
         )
         sets = {
             "logic": halves,
-            "bank_group": tuple(BankSet(name=f"bank {b} of every group", first=b, banks=BANKS, step=preset.banks) for b in range(preset.banks)),
+            "bank_group": tuple(
+                BankSet(name=f"bank {b} of every group", first=b, banks=BANKS, step=preset.banks) for b in range(preset.banks)
+            ),
             "bank": (BankSet(name="all", first=0, banks=preset.banks_per_pseudo_channel),),
         }[self.place]
         bits = 8 * preset.burst_bytes * sets[0].banks

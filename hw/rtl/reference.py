@@ -137,6 +137,27 @@ class LookupElement(StreamUnit):
         return m
 
 
+class Fp16Adders(StreamUnit):
+    """Bit-serial without tables: four fp16 activations, each with the sign of its weight's bit, added pair by pair, and their sum,
+    shifted by the bit plane, added to a running fp32 sum."""
+
+    def __init__(self) -> None:
+        word = {"activations": data.ArrayLayout(16, 4), "signs": data.ArrayLayout(1, 4), "plane": 2, "closes": 1}
+        super().__init__(data.StructLayout(word), 32)
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        flow = Pipeline(m, self)
+        word = self.operands.payload
+        terms = [Cat(code[:15], code[15] ^ word.signs[j]) for j, code in enumerate(Value.cast(word.activations[j]) for j in range(4))]
+        near, far = add(m, HALF, terms[0], terms[1]), add(m, HALF, terms[2], terms[3])
+        plane, closes, sum_ = flow.register(word.plane, word.closes, add(m, HALF, near, far))
+        x = unpack(m, sum_, HALF)
+        exponent = signal(m, Cat(x.exponent, 0).as_signed() + plane - (HALF.bias + HALF.fraction))
+        accumulate32(m, flow, self, round_pack(m, WIDE, x.sign, x.significand, exponent), closes)
+        return m
+
+
 class Int8Dot(StreamUnit):
     """`lanes` int8 products per cycle, added to a 32-bit sum: one element of an int8 core."""
 
@@ -171,6 +192,7 @@ def references() -> dict[str, Any]:
         "mac_core_2x8_w4": MacCore(2, 8, 4),
         "fp16_mac": Fp16Mac(),
         "fp16_dot4": Fp16Mac(4),
+        "fp16_adders4": Fp16Adders(),
         "int8_dot4": Int8Dot(4),
         "lookup_table_int": LookupTable(fp16=False),
         "lookup_table_fp16": LookupTable(fp16=True),

@@ -18,6 +18,7 @@ from hw.units.pim import AimUnit, AttAccUnit, BankUnit, HbmPimUnit, NeuPimsUnit
 from hw.units.rdu import CapacityTier, Rdu
 from hw.units.shift_add import ShiftAdd
 from hw.units.simd_core import SimdCore
+from hw.units.sail import SailSlices, SimdCores
 from hw.units.softmax_stream import SoftmaxStream
 from hw.units.sram_pim_slice import SramPimSlice
 from hw.units.systolic import Systolic
@@ -50,6 +51,8 @@ __all__ = [
     "NeuPimsUnit",
     "OliveMac",
     "Rdu",
+    "SailSlices",
+    "SimdCores",
     "ShiftAdd",
     "SimdCore",
     "SoftmaxStream",

@@ -15,7 +15,7 @@ from pydantic import field_validator
 
 from hw.bits import Array, pack, unpack
 from hw.errors import HardwareError
-from hw.gemm import gemm, shapes
+from hw.gemm import codes_of, gemm, matrices, shapes
 from hw.number import FLOATS
 from hw.quantity import Count
 from hw.unit import Unit
@@ -118,7 +118,7 @@ class BankMac(Unit, kind="bank_mac", executes={"gemm"}):
         return total
 
     def _padded(self, left: Any, right: Any) -> tuple[Array, Array]:
-        left, right = np.asarray(left, np.int64), np.asarray(right, np.int64)
+        left, right = matrices(left, codes_of(16), right, codes_of(16))
         padding = -left.shape[1] % (self.lanes * self.registers)
         return np.pad(left, ((0, 0), (0, padding))), np.pad(right, ((0, padding), (0, 0)))
 

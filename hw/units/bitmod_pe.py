@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from hw.bits import Array, pack, unpack
-from hw.gemm import every_pair, gemm, shapes
+from hw.errors import HardwareError
+from hw.gemm import codes_of, every_pair, gemm, integers, matrices, shapes
 from hw.number import FLOATS
 from hw.quantity import Count
 from hw.unit import Unit
@@ -128,7 +129,11 @@ class BitmodPe(Unit, kind="bitmod_pe", executes={"gemm"}):
 
         Selectors pick a special value and have no meaning for integer weights.
         """
-        left, codes, select, scales = (np.asarray(x, np.int64) for x in operands)
+        left, codes = matrices(operands[0], codes_of(16), operands[1], codes_of(WIDTH[self.weights]))
+        select, scales = integers("selectors", operands[2], codes_of(2)), integers("scales", operands[3], codes_of(8))
+        if not select.shape == scales.shape == (ceil(left.shape[1] / self.group), codes.shape[1]):
+            groups = f"[{ceil(left.shape[1] / self.group)}, {codes.shape[1]}]"
+            raise HardwareError(f"expected {groups} selectors and scales, found {list(select.shape)} and {list(scales.shape)}")
         results = []
         for number, size in enumerate(self._groups(left.shape[1])):
             part = slice(number * self.group, number * self.group + size)

@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import Field
 
 from hw.bits import Array, pack, unpack
-from hw.gemm import dot_words, every_pair, gemm, shapes
+from hw.errors import HardwareError
+from hw.gemm import codes_of, dot_words, every_pair, gemm, integers, matrices, shapes
 from hw.number import FLOATS
 from hw.quantity import Count
 from hw.unit import Unit
@@ -123,8 +124,14 @@ class _BlockDot(Unit):
         Blocks are added in order, each sum rounded to fp32. A NaN or infinity among a block's elements, or a NaN scale, makes
         the result the quiet NaN: for infinities the specification leaves this to the implementation.
         """
-        left, left_scales, right, right_scales = (np.asarray(x, np.int64) for x in operands)
         element = self.element
+        code = codes_of(element.width)
+        left, right = matrices(operands[0], code, operands[2], code)
+        left_scales, right_scales = (integers("scales", scales, codes_of(8)) for scales in operands[1::2])
+        blocks = ceil(left.shape[1] / self.block_size)
+        if left_scales.shape != (len(left), blocks) or right_scales.shape != (blocks, right.shape[1]):
+            expected = f"[{len(left)}, {blocks}] and [{blocks}, {right.shape[1]}]"
+            raise HardwareError(f"expected scales of {expected}, found {list(left_scales.shape)} and {list(right_scales.shape)}")
         running: Any = None
         lost = np.zeros((len(left), right.shape[1]), bool)
         for number in range(left_scales.shape[1]):

@@ -15,7 +15,7 @@ from pydantic import model_validator
 
 from hw.bits import Array, pack, unpack
 from hw.errors import HardwareError
-from hw.gemm import gemm, shapes, wrap
+from hw.gemm import INT8, gemm, matrices, shapes, wrap
 from hw.quantity import Count
 from hw.unit import Unit
 from hw.work import Case, Gemm, Work
@@ -69,8 +69,17 @@ class CsdChain(Unit, kind="csd_chain", executes={"gemm"}):
 
     def golden(self, *operands: Any) -> Array:
         """[M, N] sums modulo 2^32 of int8 [M, K] and sparse int8 [K, N]."""
-        left, right = (np.asarray(x, np.int64) for x in operands)
+        left, right = matrices(operands[0], INT8, operands[1], INT8)
+        self._check_sparsity(right)
         return wrap(left @ right, 32)
+
+    def _check_sparsity(self, right: Array) -> None:
+        """Raises `HardwareError` when a window of weights along K holds more than the chain takes."""
+        windows = np.pad(right, ((0, -len(right) % WINDOW), (0, 0))).reshape(-1, WINDOW, right.shape[1])
+        count = int((windows != 0).sum(axis=1).max(initial=0))
+        if count > self.kept:
+            found = f"expected at most {self.kept} weights of {WINDOW} along K that are not zero, found {count}"
+            raise HardwareError(f"{found}; prune the weights to {self.kept}:{WINDOW}")
 
     def cases(self, rng: Any) -> Iterator[Case]:
         for number, (m, n, k) in enumerate(shapes(rng, (2, self.columns, 2 * WINDOW))):
@@ -93,16 +102,13 @@ class CsdChain(Unit, kind="csd_chain", executes={"gemm"}):
         return ceil(gemm(work).m / 2) * ceil(gemm(work).n / self.columns)
 
     def encode(self, *operands: Any) -> list[int]:
-        left, right = (np.asarray(x, np.int64) for x in operands)
+        left, right = matrices(operands[0], INT8, operands[1], INT8)
+        self._check_sparsity(right)
         (m, k), n = left.shape, right.shape[1]
         down, across, steps = ceil(m / 2), ceil(n / self.columns), ceil(k / WINDOW)
         acts = np.pad(left, ((0, 2 * down - m), (0, steps * WINDOW - k))).reshape(down, 2, steps, WINDOW).transpose(0, 2, 1, 3)
         weights = np.pad(right, ((0, steps * WINDOW - k), (0, across * self.columns - n)))
         weights = weights.reshape(steps, WINDOW, across, self.columns).transpose(2, 0, 3, 1)
-        count = (weights != 0).sum(axis=-1)
-        if count.max(initial=0) > self.kept:
-            found = f"expected at most {self.kept} weights of {WINDOW} along K that are not zero, found {count.max()}"
-            raise HardwareError(f"{found}; prune the weights to {self.kept}:{WINDOW}")
         index = np.argsort(weights == 0, axis=-1, kind="stable")[..., : self.kept]
         value = np.take_along_axis(weights, index, axis=-1)
         shape = (down, across, steps)

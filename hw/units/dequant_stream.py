@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from hw.bits import Array, pack, unpack
 from hw.errors import HardwareError
-from hw.gemm import shapes, vector
+from hw.gemm import codes_of, integers, shapes, vector
 from hw.number import FLOATS
 from hw.quantity import Count
 from hw.unit import Unit
@@ -52,7 +52,9 @@ class DequantStream(Unit, kind="dequant_stream"):
 
     def golden(self, *operands: Any) -> Array:
         """int8 values or bf16 codes of a vector of codes, from one scale per group."""
-        codes, scales = (np.asarray(x, np.int64) for x in operands)
+        codes, scales = integers("codes", operands[0], codes_of(self.bits)), integers("scales", operands[1], codes_of(self.scale_bits))
+        if scales.size != ceil(codes.size / self.group):
+            raise HardwareError(f"expected {ceil(codes.size / self.group)} scales, one for each {self.group} codes, found {scales.size}")
         value = np.where(codes >> (self.bits - 1) & 1, codes - (1 << self.bits), codes)
         scale = np.repeat(scales, self.group)[: len(codes)]
         if self.target == "int8":

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 
 from hw.bits import Array, pack, unpack
 from hw.errors import HardwareError
-from hw.gemm import shapes, vector
+from hw.gemm import integers, shapes, vector
 from hw.quantity import Count
 from hw.unit import Unit
 from hw.work import Case, Vector, Work
@@ -100,7 +100,7 @@ class HuffmanDecode(Unit, kind="huffman_decode"):
 
     def golden(self, *operands: Any) -> Array:
         """The symbols in a bit stream: (bits, code lengths by symbol, number of symbols). Bits beyond the end are zeros."""
-        bits, lengths, number = operands
+        bits, lengths, number = integers("bits", operands[0], (0, 1)), self._lengths(operands[1]), operands[2]
         text = "".join(map(str, np.asarray(bits, np.int64).tolist()))
         names = {format(code, f"0{length}b"): symbol for symbol, (code, length) in canonical_codes(lengths).items()}
         found, position = [], 0
@@ -115,6 +115,16 @@ class HuffmanDecode(Unit, kind="huffman_decode"):
                 found.append(0)
                 position += self.longest
         return np.array(found, np.int64)
+
+    def _lengths(self, given: Any) -> Array:
+        """Code lengths of all symbols. Raises `HardwareError` where no code has them."""
+        lengths = integers("code lengths", given, (0, self.longest))
+        if lengths.shape != (self.symbols,):
+            raise HardwareError(f"expected {self.symbols} code lengths, one for each symbol, found an array of shape {list(lengths.shape)}")
+        share = sum(1 << (self.longest - int(length)) for length in lengths[lengths > 0])
+        if share > 1 << self.longest:
+            raise HardwareError(f"code lengths: expected shares 2^-length that add up to at most 1, found {share / 2**self.longest:g}")
+        return lengths
 
     def cases(self, rng: Any) -> Iterator[Case]:
         for number, (size, _, _) in enumerate(shapes(rng, (20, 1, 1))):

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from hw.bits import Array, pack, unpack
-from hw.gemm import dot_words, every_pair, gemm, shapes, vector
+from hw.errors import HardwareError
+from hw.gemm import codes_of, dot_words, every_pair, gemm, integers, matrices, shapes, vector
 from hw.number import FLOATS, Float
 from hw.quantity import Count
 from hw.unit import Unit
@@ -81,7 +82,10 @@ class Lmul(Unit, kind="lmul"):
 
     def golden(self, *operands: Any) -> Array:
         """Codes of the products of two vectors of codes; see `product`."""
-        return product(self.form, *operands)
+        x, y = (integers("codes", each, codes_of(self.form.width)) for each in operands)
+        if x.shape != y.shape:
+            raise HardwareError(f"expected as many codes on either side, found {list(x.shape)} and {list(y.shape)}")
+        return product(self.form, x, y)
 
     def cases(self, rng: Any) -> Iterator[Case]:
         for number, (size, _, _) in enumerate(shapes(rng, (2 * self.lanes, 1, 1), largest=8)):
@@ -147,7 +151,8 @@ class LmulDot8(Unit, kind="lmul_dot8", executes={"gemm"}):
 
     def golden(self, *operands: Any) -> Array:
         """fp32 codes [M, N] from codes [M, K] and [K, N]; zeros pad K to whole steps of eight."""
-        left, right = (np.asarray(x, np.int64) for x in operands)
+        code = codes_of(self.form.width)
+        left, right = matrices(operands[0], code, operands[1], code)
         padding = -left.shape[1] % 8
         left, right = np.pad(left, ((0, 0), (0, padding))), np.pad(right, ((0, padding), (0, 0)))
         products = self.form.decode(product(self.form, left[:, None, :], right.T[None])).astype(np.float32)

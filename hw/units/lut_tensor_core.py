@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from hw.bits import Array, pack, unpack
-from hw.gemm import gemm, shapes, wrap
+from hw.gemm import INT8, codes_of, gemm, matrices, shapes, wrap
 from hw.quantity import Count
 from hw.unit import Unit
 from hw.work import Case, Gemm, Work
@@ -74,7 +74,7 @@ class LutTensorCore(Unit, kind="lut_tensor_core", executes={"gemm"}):
 
     def golden(self, *operands: Any) -> Array:
         """[M, N] sums from int8 [M, K] and unsigned weight codes [K, N] below 2^weight_bits."""
-        left, codes = (np.asarray(x, np.int64) for x in operands)
+        left, codes = matrices(operands[0], INT8, operands[1], codes_of(self.weight_bits))
         return wrap(left @ odd_integers(codes, self.weight_bits), 32)
 
     def cases(self, rng: Any) -> Iterator[Case]:

@@ -61,4 +61,3 @@ class NearUnit(Unit, kind="near_pim", executes={"gemm"}):
 
     def macs_per_cycle(self, number_format: str) -> int:
         return self.macs.get(number_format, 0)
-

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hw.bits import Array, pack, unpack
-from hw.gemm import dot_words, every_pair, gemm, shapes, wrap
+from hw.gemm import codes_of, dot_words, every_pair, gemm, matrices, shapes, wrap
 from hw.quantity import Count
 from hw.unit import Unit
 from hw.work import Case, Gemm, Work
@@ -127,9 +127,9 @@ class OliveMac(Unit, kind="olive_mac", executes={"gemm"}):
 
     def golden(self, *operands: Any) -> Array:
         """[M, N] sums modulo 2^32 from bytes [M, K/2] and [K/2, N]."""
-        left, right = operands
+        left, right = matrices(operands[0], codes_of(8), operands[1], codes_of(8))
         a = values_of(left, self.activations).reshape(len(left), -1)
-        b = values_of(np.asarray(right).T, self.weights).reshape(np.shape(right)[1], -1)
+        b = values_of(right.T, self.weights).reshape(right.shape[1], -1)
         return wrap(a @ b.T, 32)
 
     def cases(self, rng: Any) -> Iterator[Case]:

@@ -40,7 +40,8 @@ class ShiftAdd(Unit, kind="shift_add", executes={"gemm"}):
         if not (bits := self.planes(work.format)):
             raise HardwareError(f"the array has no products in {work.format}, only in {', '.join(sorted(self.formats()))}")
         tables = ceil(work.k / MU) * work.m
-        return tables * ceil(work.n / self.elements) * bits + ceil(tables * (ENTRIES - 1) / self.elements) + (self.tail if work.final else 0)
+        built = ceil(tables * (ENTRIES - 1) / self.elements)
+        return built + tables * ceil(work.n / self.elements) * bits + (self.tail if work.final else 0)
 
     @staticmethod
     def planes(number_format: str) -> int:

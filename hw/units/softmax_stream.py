@@ -14,7 +14,7 @@ from pydantic import Field
 
 from hw.bits import Array, pack, unpack
 from hw.errors import HardwareError
-from hw.gemm import shapes, vector
+from hw.gemm import codes_of, integers, shapes, vector
 from hw.number import FLOATS
 from hw.unit import Unit
 from hw.work import Case, Vector, Work
@@ -76,7 +76,10 @@ class SoftmaxStream(Unit, kind="softmax_stream"):
 
     def golden(self, *operands: Any) -> Array:
         """fp16 codes of the softmax over the last axis of fp16 codes."""
-        logs = logarithms(operands[0])
+        codes = integers("codes", operands[0], codes_of(16))
+        if not 1 <= codes.shape[-1] <= self.longest:
+            raise HardwareError(f"expected vectors of 1 to {self.longest} elements (longest), found {codes.shape[-1]}")
+        logs = logarithms(codes)
         whole, power = logs >> LOG_FRACTION, powers(logs & ((1 << LOG_FRACTION) - 1))
         top = whole[..., 0] + 1
         total = np.zeros_like(top)

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from hw.bits import Array, pack, unpack
 from hw.errors import HardwareError
-from hw.gemm import gemm, gemm_cases, wrap
+from hw.gemm import gemm, gemm_cases, matrices, wrap
 from hw.quantity import Count
 from hw.unit import Unit
 from hw.work import Case, Work
@@ -164,7 +164,8 @@ class SramPimSlice(Unit, kind="sram_pim_slice", executes={"gemm"}):
 
     def golden(self, *operands: Any) -> Array:
         """[M, N] sums modulo 2^accumulator_bits of signed [M, K] and [K, N]."""
-        left, right = (np.asarray(x, np.int64) for x in operands)
+        a, w = (1 << (bits - 1) for bits in (self.activation_bits, self.weight_bits))
+        left, right = matrices(operands[0], (-a, a - 1), operands[1], (-w, w - 1))
         return wrap(left @ right, self.accumulator_bits)
 
     def cases(self, rng: Any) -> Iterator[Case]:

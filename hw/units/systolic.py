@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import ceil
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from hw.bits import Array, pack, unpack
-from hw.gemm import every_pair, gemm_cases, wrap
+from hw.gemm import INT8, every_pair, gemm_cases, matrices, wrap
 from hw.quantity import Count
 from hw.unit import Unit
 from hw.work import Case, Gemm, Work
@@ -40,7 +41,7 @@ class Systolic(Unit, kind="systolic", executes={"gemm"}, known_as="systolic_arra
     rows: Count
     columns: Count
     dtypes: tuple[str, ...] = ("int8",)
-    accumulator_bits: Count = 32
+    accumulator_bits: Annotated[int, Field(ge=2, le=62)] = 32
     dataflow: Literal["output_stationary", "weight_stationary"] = "output_stationary"
     preload: Literal["serial", "hidden"] = "serial"
     fold_overlap: Literal["none", "full"] = "none"
@@ -99,7 +100,7 @@ class Systolic(Unit, kind="systolic", executes={"gemm"}, known_as="systolic_arra
     # Arithmetic and RTL ---------------------------------------------------------------------------------------------------
     def golden(self, *operands: Any) -> Array:
         """[M, N] sums, modulo 2^accumulator_bits, of int8 operands [M, K] and [K, N]."""
-        left, right = (np.asarray(x, np.int64) for x in operands)
+        left, right = matrices(operands[0], INT8, operands[1], INT8)
         return wrap(left @ right, self.accumulator_bits)
 
     def cases(self, rng: Any) -> Iterator[Case]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import ceil
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from hw.bits import Array, pack, unpack
-from hw.gemm import dot_words, every_pair, gemm, shapes, wrap
+from hw.gemm import INT8, codes_of, dot_words, every_pair, gemm, matrices, shapes, wrap
 from hw.quantity import Count
 from hw.unit import Unit
 from hw.work import Case, Gemm, Work
@@ -25,7 +26,7 @@ class TernaryRow(Unit, kind="ternary_row", executes={"gemm"}):
     """
 
     lanes: Count = 8
-    accumulator_bits: Count = 32
+    accumulator_bits: Annotated[int, Field(ge=2, le=62)] = 32
 
     def cycles(self, work: Work) -> int:
         """A step of `lanes` along K per cycle and result; the adder tree and the accumulator are a cycle each.
@@ -44,7 +45,7 @@ class TernaryRow(Unit, kind="ternary_row", executes={"gemm"}):
 
     def golden(self, *operands: Any) -> Array:
         """[M, N] sums from int8 [M, K] and weight codes [K, N]."""
-        left, codes = (np.asarray(x, np.int64) for x in operands)
+        left, codes = matrices(operands[0], INT8, operands[1], codes_of(2))
         weights = np.array([0, 1, 0, -1])[codes]
         return wrap(left @ weights, self.accumulator_bits)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import ceil
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from hw.bits import Array, pack, unpack
 from hw.errors import HardwareError
-from hw.gemm import shapes, vector
+from hw.gemm import integers, shapes, vector
 from hw.quantity import Count
 from hw.unit import Unit
 from hw.work import Case, Vector, Work
@@ -32,13 +32,13 @@ class Wht128(Unit, kind="wht128"):
     """
 
     points: Count = 128
-    width: Count = 8
+    width: Annotated[int, Field(ge=1, le=32)] = 8
 
     @field_validator("points")
     @classmethod
     def _power(cls, points: int) -> int:
-        if points < 2 or points & (points - 1):
-            raise HardwareError(f"expected a power of two of at least 2, found {points}")
+        if not 2 <= points <= 1 << 16 or points & (points - 1):
+            raise HardwareError(f"expected a power of two from 2 to {1 << 16}, found {points}")
         return points
 
     @property
@@ -55,8 +55,11 @@ class Wht128(Unit, kind="wht128"):
 
     def golden(self, *operands: Any) -> Array:
         """[V, points] transforms of integers [V, points]."""
-        (values,) = operands
-        return np.asarray(values, np.int64) @ hadamard(self.points)
+        half = 1 << (self.width - 1)
+        values = integers("values", operands[0], (-half, half - 1))
+        if values.ndim != 2 or values.shape[1] != self.points:
+            raise HardwareError(f"expected vectors [V, {self.points}], found {list(values.shape)}")
+        return np.asarray(values @ hadamard(self.points))
 
     def cases(self, rng: Any) -> Iterator[Case]:
         low, high = -(1 << (self.width - 1)), (1 << (self.width - 1)) - 1

@@ -12,7 +12,9 @@ from hw.devices import load
 from hw.errors import HardwareError
 from hw.pim.attacc import AttAcc
 from hw.pim.hbm_pim import HbmPim
+from mapper import compile_graph
 from mapper.errors import CapacityError, MappingError
+from tests.mapper.cases import experts
 
 
 def units(report):
@@ -130,3 +132,83 @@ def test_a_report_with_commands_is_read_back(tmp_path):
 
     report = estimate("gemm:1x256x256", device="hbm-pim")
     assert Report.from_json(json.loads(json.dumps(report.to_json()))).operators == report.operators
+
+
+# Bounds -------------------------------------------------------------------------------------------------------------------------
+def test_weights_that_banks_may_not_hold_are_bounded_by_the_interface_and_the_cache_by_the_banks():
+    """AttAcc beside a GPU holds keys and values alone: 12.9 GB of weights cross an interface of 3352 GB/s."""
+    report = estimate("llama-2-7b", device="attacc", phase="decode", batch=8, context=2048)
+    outside = sum(
+        operand.size * placed.count
+        for placed in report.compiled.kernels
+        for operand in placed.kernel.compulsory
+        if not (operand.role == "kv_cache" and operand.position >= 0)
+    )
+    expected = outside * 10**15 / 3_352_000_000_000
+    assert report.lower_bound_fs == pytest.approx(float(expected), rel=1e-6)
+    assert report.lower_bound_fs > 3.9e12  # femtoseconds: 13.2 GB at that rate
+    attention = next(o for o in report.operators if o.kind == "attention")
+    cache = 8 * 2 * 32 * 128 * 2 * 2047  # bytes of one layer before the token that is new
+    assert cache * 10**15 / AttAcc().internal_peak <= attention.lower_bound_fs * 1.000001 <= attention.latency_fs
+
+
+def test_a_bound_counts_the_banks_for_what_they_may_hold():
+    """A bare product may lie in the banks; those of AiM stop the interface while they work."""
+    report = estimate("gemm:1x4096x4096", device="aim-gddr6")
+    weights, vectors = 4096 * 4096 * 2, 2 * 4096 * 2
+    inside = 32 * 16 * 32 * 10**9  # 32 channels of 16 banks with 32 bytes every ns
+    assert report.lower_bound_fs == pytest.approx(weights * 1e15 / inside + vectors * 1e15 / 1024e9, rel=1e-6)
+    beside = estimate("gemm:1x4096x4096", device="attacc")  # banks of another memory work while the interface does
+    assert beside.lower_bound_fs == pytest.approx((weights + vectors) * 1e15 / (3352e9 + AttAcc().internal_peak), rel=1e-6)
+
+
+def test_a_cache_that_lies_in_the_stacks_is_read_nowhere_else():
+    report = estimate("llama-2-7b", device="attacc", phase="decode", batch=1, context=256)
+    attention = next(o for o in report.operators if o.kind == "attention")
+    assert attention.unit == "pim"
+    assert {c.unit: c.reason for c in attention.candidates if c.latency_fs is None} == {
+        "tensor": "keys and values lie in the memory of 'pim'"
+    }
+    # what the units cannot read stays with the GPU
+    narrow = estimate("llama-2-7b", device="attacc", phase="decode", batch=1, context=256, kv="int8")
+    assert next(o for o in narrow.operators if o.kind == "attention").unit == "tensor"
+    assert {m.name: m.parts.get("kv cache", 0) for m in narrow.memories}["hbm"] > 0
+
+
+# Products with matrices of their own ----------------------------------------------------------------------------------------
+def test_experts_in_the_banks_run_one_after_the_other():
+    report = estimate("mixtral-8x7b", device="aim-gddr6", phase="decode", context=128, settings={"memories.gddr.capacity": "200 GiB"})
+    up = next(o for o in report.operators if "gate_up" in o.name)
+    one = load("aim-gddr6").units["pim"].product(2 * 14336, 4096, 1)
+    assert up.unit == "pim"
+    assert up.commands == {name: 2 * count for name, count in one.counts.items()}  # two experts of one token
+    assert 2 * one.fs <= up.latency_fs <= 2 * one.fs * 1.1
+    assert any("one after the other on all banks" in note for note in report.assumptions)
+
+
+def test_experts_with_more_tokens_take_more_passes():
+    settings = {"memories.gddr.capacity": "200 GiB"}
+    reports = [
+        estimate("mixtral-8x7b", device="aim-gddr6", phase="decode", batch=4, context=128, settings=settings, experts=tokens)
+        for tokens in ([8], [4, 4], [1] * 8)
+    ]
+    commands = [next(o for o in report.operators if "gate_up" in o.name).commands["MAC_ABK"] for report in reports]
+    assert commands[0] == commands[1] == commands[2]  # a pass over a matrix per token, whichever expert it is
+    with_few = [next(o for o in report.operators if "gate_up" in o.name).lower_bound_fs for report in reports]
+    assert with_few == sorted(with_few)  # and more experts, more bytes
+
+
+def test_matrices_that_take_more_rows_than_there_are_are_refused_with_the_missing_bytes():
+    with pytest.raises(CapacityError, match=r"64 matrices with rows of their own need \d+ B, they hold \d+ B: \d+ B short"):
+        compile_graph(experts(64, 64, 64, 4096, 17), load("aim-gddr6").with_settings({"memories.gddr.capacity": "128 MiB"}))
+
+
+# Accuracy -----------------------------------------------------------------------------------------------------------------------
+def test_no_measurement_of_a_gpu_stands_for_kernels_in_banks():
+    report = estimate("llama-2-7b", device="attacc", phase="decode", batch=8, context=2048)
+    for operator in report.operators:
+        if operator.unit == "pim":
+            assert operator.error_band.low_fs is None
+            assert "no kernel on unit 'pim' of attacc or its like was measured" in operator.error_band.basis
+    alone = estimate("gemm:1x4096x4096", device="attacc")
+    assert alone.error_band.low_fs is None

@@ -27,6 +27,8 @@ def unphysical(measurement: Measurement, device: Device) -> str | None:
     """Why a row cannot be, or None."""
     if measurement.operator in COLLECTIVES:
         return None  # they are bounded by links, not by the memory or the cache
+    if measurement.clock == "request":
+        return None  # the time of a request is not that of its work alone
     flops, size = measurement.work
     rate, bandwidth, cache = peaks(device, measurement.dtype)
     # keys and values of 8 bits may be multiplied at the rate of 8 bits

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 
-CLOCKS = ("kernel", "host")
-"""`kernel`: device time of back-to-back kernels, the gap between two of them included; `host`: wall clock of one call, its
-launch and synchronisation included. The two are never compared with each other."""
+CLOCKS = ("kernel", "launch", "host", "request")
+"""`kernel`: device time of back-to-back kernels, the gap between two of them included; `launch`: time of kernels that a host issues
+without waiting, the longer of what issuing and what executing them takes; `host`: wall clock of one call, its launch and
+synchronisation included; `request`: wall clock of a request, its time in queues included. No two are ever compared with each other."""
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send-recv")
 
@@ -28,8 +29,16 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "embedding": ("rows", "columns"),
     **dict.fromkeys(COLLECTIVES, ("ranks", "bytes")),
     "moe": ("tokens", "hidden", "inter", "top_k", "experts", "tp", "ep"),
+    "copy": ("elements",),
+    "empty": (),
+    "llama-layer": ("batch", "queries", "keys", "hidden", "inter", "heads", "kv_heads"),
+    "model-step": ("layers", "hidden", "inter", "heads", "kv_heads", "vocabulary", "gated", "tp", "batch", "queries", "keys"),
 }
-"""Operators that are predicted, and the sizes that each is stated by."""
+"""Operators that are predicted, and the sizes that each is stated by. `empty` is a kernel that computes next to nothing; `llama-layer` a
+layer as torch runs it operator by operator; `model-step` one step of a whole model on each of `tp` devices."""
+
+WHOLES = ("llama-layer", "model-step")
+"""Operators that are many kernels."""
 
 DTYPES = {
     "bf16": ("bf16", "bf16", "bf16"),
@@ -49,7 +58,8 @@ class Measurement:
 
     `copies` weights take turns, so that a copy is found in the cache only if all fit (0: nothing is ever found there); `before`
     are small kernels that each call runs first and that the latency includes; `host_s` what the host adds by the authors'
-    own account, for latencies by the host's clock. `place` is the file and the row. `profiled` latencies are from the start of a
+    own account, for latencies by the host's clock, and the time from one kernel's issue to the next for those by the launch's.
+    `place` is the file and the row. `profiled` latencies are from the start of a
     kernel to its end, as a profiler states them: without the gap between two kernels. The latency is that of `calls` calls in a row;
     `part_of` names the whole that it is a part of, whose sum is scored too.
     """
@@ -113,6 +123,17 @@ class Measurement:
                 inner = -(-s["inter"] // s["tp"])
                 moved = 2 * rows * (s["hidden"] + inner) * result + rows * inner * result
                 return 6 * rows * s["hidden"] * inner, 3 * active * s["hidden"] * inner * weights + moved
+            case "llama-layer" | "model-step":
+                tp, rows, head = s.get("tp", 1), s["batch"] * s["queries"], s["hidden"] // s["heads"]
+                kinds = 3 if s.get("gated", 1) else 2
+                width = s["hidden"] * (2 * (s["heads"] + s["kv_heads"]) * head + kinds * s["inter"]) * s.get("layers", 1)
+                width += s["hidden"] * s.get("vocabulary", 0)
+                cached = 2 * s["batch"] * s["keys"] * s["kv_heads"] * head * s.get("layers", 1)
+                return 2 * rows * width // tp, (width + cached) * weights / tp
+            case "empty":
+                return 0, 2 * acts
+            case "copy":
+                return 0, 2 * s["elements"] * acts
             case "softmax" | "layernorm" | "rmsnorm" | "rope":
                 return 0, 2 * s["rows"] * s["columns"] * acts
             case "embedding":
@@ -133,7 +154,7 @@ _BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8-e4m3": 1.0, "int8": 1.0, "int4-g128": (
 
 def size_class(operator: str, flops: float, size: float) -> str:
     """`small`, `medium` or `large`: by operations for products and prefill, by bytes for what only streams."""
-    return _class(flops, 1e9, 1e11) if operator in ("gemm", "attention-prefill", "moe") else _class(size, 1e6, 1e8)
+    return _class(flops, 1e9, 1e11) if operator in ("gemm", "attention-prefill", "moe", *WHOLES) else _class(size, 1e6, 1e8)
 
 
 def _class(value: float, small: float, large: float) -> str:

@@ -14,7 +14,9 @@ from mapper.residency import NOTHING, Found
 from mapper.search import search
 from mapper.target import Target
 from verif.validation import moe
+from verif.validation.clocks import launched
 from verif.validation.errors import MeasurementError
+from verif.validation.layer import Part, eager, fused
 from verif.validation.measurement import COLLECTIVES, DTYPES, Measurement
 from workloads.format import Format, parse_format
 from workloads.graph import Graph, Operator, Segment, Tensor
@@ -36,21 +38,62 @@ class Predictor:
 
     def __init__(self, device: Device) -> None:
         self.target = Target(device)
-        self._known: dict[tuple[object, ...], float] = {}
+        self._known: dict[tuple[object, ...], list[float]] = {}
 
     def seconds(self, measurement: Measurement) -> float:
         """Predicted latency by the measurement's clock. Raises `MappingError` for what the device cannot execute."""
+        kernels = self.kernels(measurement)
+        match measurement.clock:
+            case "launch" if measurement.operator == "model-step":
+                return launched(kernels, measurement.host_s).total_s
+            case "launch":  # calls in a row: the queue is as long as it gets
+                return max(sum(kernels), len(kernels) * measurement.host_s) * measurement.calls
+            case "host" if measurement.operator in COLLECTIVES:
+                return sum(kernels)
+            case "host":
+                return (sum(kernels) - GAP_S + measurement.host_s) * measurement.calls
+        profiled = measurement.profiled and measurement.operator not in COLLECTIVES
+        return (sum(kernels) - (GAP_S if profiled else 0.0)) * measurement.calls
+
+    def kernels(self, measurement: Measurement) -> list[float]:
+        """Seconds of each kernel of one call, in order."""
+        if measurement.operator in COLLECTIVES:
+            return [fabric_of(measurement.device).seconds(measurement.operator, measurement.shape["ranks"], measurement.shape["bytes"])]
+        if measurement.operator == "llama-layer":
+            return self._parts(measurement, eager(measurement.shape))
+        if measurement.operator == "model-step":
+            return self._step(measurement)
         shape = tuple(sorted(measurement.shape.items()))
         key = (measurement.operator, measurement.dtype, shape, measurement.copies, measurement.before)
-        if measurement.operator in COLLECTIVES:
-            return fabric_of(measurement.device).seconds(measurement.operator, measurement.shape["ranks"], measurement.shape["bytes"])
         if key not in self._known:
-            kernels = [*(_before(name, measurement) for name in measurement.before), *_graphs(measurement)]
-            hidden = GAP_S * measurement.before.count("overlapped")
-            self._known[key] = sum(self._kernel(graph, measurement) for graph in kernels) - hidden
-        host = measurement.clock == "host"
-        once = self._known[key] - (GAP_S if measurement.profiled or host else 0.0) + (measurement.host_s if host else 0.0)
-        return once * measurement.calls
+            graphs = [*(_before(name, measurement) for name in measurement.before), *_graphs(measurement)]
+            found = [self._kernel(graph, measurement) for graph in graphs]
+            found[-1] -= GAP_S * measurement.before.count("overlapped")
+            self._known[key] = found
+        return self._known[key]
+
+    def _step(self, measurement: Measurement) -> list[float]:
+        """The embedding, all layers, the last norm and the scores of the last position of each sequence."""
+        s = measurement.shape
+        rows = s["batch"] * s["queries"]
+        ends: list[list[Part]] = [
+            [("embedding", {"rows": rows, "columns": s["hidden"]}, 0)],
+            [
+                ("rmsnorm", {"rows": rows, "columns": s["hidden"]}, 1),
+                ("gemm", {"m": s["batch"], "n": -(-s["vocabulary"] // s["tp"]), "k": s["hidden"]}, 0),
+            ],
+        ]
+        first, last = (self._parts(measurement, part) for part in ends)
+        return [*first, *self._parts(measurement, fused(s)) * s["layers"], *last]
+
+    def _parts(self, whole: Measurement, parts: Iterable[Part]) -> list[float]:
+        found: list[float] = []
+        for operator, shape, copies in parts:
+            if operator.startswith("attention"):
+                shape = shape | {"tokens": shape["queries"], "step": shape["keys"] - shape["queries"]}
+            part = Measurement(whole.device, operator, whole.dtype, shape, whole.latency_s, copies=copies)
+            found += self.kernels(part)
+        return found
 
     def _kernel(self, graph: Graph, measurement: Measurement) -> float:
         ((_, (kernel,)),) = fuse(graph)
@@ -111,6 +154,10 @@ def _graph(measurement: Measurement) -> Graph:
             return stream(s["rows"] * s["columns"], 1, 3, 0, acts, function="rope", width=s["columns"])
         case "gelu":
             return stream(s["elements"], 1, 8, 1, acts)
+        case "copy":
+            return stream(s["elements"], 1, 0, 0, acts)
+        case "empty":
+            return stream(1, 2, 1, 0, acts)
         case "silu-mul":
             return stream(s["elements"], 2, 3, 1, acts, function="silu-mul", width=s.get("columns", 0))
         case _:

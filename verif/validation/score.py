@@ -137,7 +137,7 @@ def rows(score: Score, values: Sequence[float] | None = None, half: bool | None 
     groups: dict[Key, list[int]] = {}
     for index, m in enumerate(score.measured):
         if half is None or m.fitted == half:
-            operator = m.operator if m.clock == "kernel" else f"{m.operator} (host)"
+            operator = m.operator if m.clock == "kernel" else f"{m.operator} ({m.clock})"
             for size in (m.size_class, "all"):
                 groups.setdefault((m.device, operator, m.dtype, size), []).append(index)
     latencies = np.array([m.latency_s for m in score.measured])

@@ -1,7 +1,8 @@
 """Readers of measurements: published sets as their folders are laid out, and our own CSV.
 
 Our own format has the columns `device`, `operator`, `dtype`, one of `latency_s`, `latency_ms` and `latency_us`, and the sizes of
-the operators in it; `clock` (kernel unless stated), `copies` and `before` (names joined by `+`) are optional.
+the operators in it; `clock` (kernel unless stated), `copies`, `before` (names joined by `+`) and `host_us` (what the host adds to a call,
+or takes to issue a kernel) are optional. A row without a device, but with the name of a `card`, is counted and not predicted.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Measurement | str]] | None:
         return _linear
     if {"rows", "cols", "latency_s"} <= header or {"elements", "gelem_per_s"} <= header:
         return _host_stream
+    if {"prompt_time", "token_time", "tensor_parallel"} <= header:
+        return _serving_steps
     if {"M", "N", "K", "latency_s"} <= header:
         return _host_matmul
     if len({"device", "operator", "dtype"} & header) >= 2:
@@ -170,15 +173,23 @@ def own(path: Path) -> Iterator[Measurement | str]:
             if shape["queries"] > shape["keys"]:
                 raise MeasurementError(f"{place}: column queries: expected at most keys = {shape['keys']}, found {shape['queries']}")
             shape |= {"tokens": shape["queries"], "step": shape["keys"] - shape["queries"]}
+        clock = _known(place, "clock", row.get("clock") or "kernel", CLOCKS)
+        if clock == "request":
+            yield f"{path.name}: {operator} by the clock of requests, which depends on the load"
+            continue
+        if not row["device"] and row.get("card"):
+            yield f"{path.name}: {row['card']}, which no device describes"
+            continue
         yield Measurement(
             device=_known(place, "device", row["device"], devices),
             operator=operator,
             dtype=_known(place, "dtype", row["dtype"], tuple(DTYPES)),
             shape=shape,
             latency_s=_number(place, row, units[0], UNITS[units[0]]),
-            clock=_known(place, "clock", row.get("clock") or "kernel", CLOCKS),
+            clock=clock,
             copies=_size(place, row, "copies", 0) if row.get("copies") else 1,
             before=tuple(filter(None, (row.get("before") or "").split("+"))),
+            host_s=_number(place, row, "host_us", 1e-6) if row.get("host_us") else 0.0,
             place=place,
         )
 
@@ -244,13 +255,13 @@ def _attention(path: Path) -> Iterator[Measurement | str]:
         shape = {"batch": _size(place, row, "batch_size"), "queries": queries, "keys": tokens + step, "heads": heads, "kv_heads": groups}
         shape |= {"head_dim": _size(place, row, "head_dim"), "tokens": tokens, "step": step}
         operator = "attention-prefill" if prefill else "attention-decode"
-        before = _before_attention(vllm, prefill, dtypes[pair], shape)
         if prefill and not vllm:
             shape["prompt"] = 1  # TensorRT-LLM has kernels of their own for prompts, of one token too
         if vllm and not prefill and heads == groups:
             shape["splits"] = 1  # FlashAttention 2 splits keys only where queries of a group are packed
         if not vllm and not prefill and heads // groups > _XQA_HEADS:
             shape["packed"] = 1
+        before = _before_attention(vllm, prefill, dtypes[pair], shape)
         latency = _number(place, row, "latency_ms", 1e-3)
         yield Measurement(device, operator, dtypes[pair], shape, latency, "kernel", 0, before, 0.0, place)
 
@@ -321,7 +332,8 @@ def _before_attention(vllm: bool, prefill: bool, dtype: str, shape: Mapping[str,
         return ("append", "pack", "pack") if transposed else ("append",)
     if prefill:
         return ("rearrange", "empty", "empty") + (("empty",) if dtype == "bf16-kv8" else ())
-    return ("empty", "overlapped", "overlapped") if dtype == "bf16" else ("overlapped",)
+    alone = shape["heads"] == shape["kv_heads"] or "packed" in shape  # a head by itself: the kernel without tensor cores
+    return ("empty", "overlapped") if dtype == "bf16" and alone else ("overlapped",)
 
 
 _LINEAR_DEVICES = {"a100": "a100-80g", "h100": "h100-sxm"}
@@ -412,6 +424,36 @@ def _host_layer(path: Path) -> Iterator[Measurement | str]:
             calls=products[what][1] if what in products else 1,
             part_of=f"GPT-3 layer, {row['phase']}",
         )
+
+
+_SERVED = {
+    "llama2-70b": {"layers": 80, "hidden": 8192, "inter": 28672, "heads": 64, "kv_heads": 8, "vocabulary": 32000, "gated": 1},
+    "bloom-176b": {"layers": 70, "hidden": 14336, "inter": 57344, "heads": 112, "kv_heads": 112, "vocabulary": 250880, "gated": 0},
+}
+
+_SERVERS = {"a100-80gb": "a100-80g", "h100-80gb": "h100-sxm"}
+
+ISSUE_S = {"a100-80g": 46e-6, "h100-sxm": 33e-6}
+"""From one kernel's issue to the next in the serving stack of the Splitwise measurements, framework included: fitted on steps of one
+token on eight devices, the half of the shapes called fitted."""
+
+
+def _serving_steps(path: Path) -> Iterator[Measurement | str]:
+    """Prompts and later tokens of whole models as a serving stack without graphs runs them: the host issues every kernel. Tokens are
+    generated with the prompt and half of the tokens before them."""
+    columns = ("model", "hardware", "prompt_size", "batch_size", "token_size", "prompt_time", "token_time", "tensor_parallel")
+    for place, row in _rows(path, columns):
+        model = _SERVED[_known(place, "model", row["model"], tuple(_SERVED))]
+        if row["hardware"] not in _SERVERS:
+            yield f"{path.name}: {row['hardware']}, which no device describes"
+            continue
+        device = _SERVERS[row["hardware"]]
+        batch, tokens, made, tp = (_size(place, row, c) for c in ("batch_size", "prompt_size", "token_size", "tensor_parallel"))
+        for column, queries, keys in (("prompt_time", tokens, tokens), ("token_time", 1, tokens + made // 2)):
+            shape = {**model, "tp": tp, "batch": batch, "queries": queries, "keys": keys}
+            latency = _number(place, row, column, 1e-3)
+            where = f"{place} {column}"
+            yield Measurement(device, "model-step", "fp16", shape, latency, "launch", 1, (), ISSUE_S[device], where)
 
 
 def _host_stream(path: Path) -> Iterator[Measurement | str]:

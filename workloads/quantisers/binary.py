@@ -39,35 +39,48 @@ def greedy(rows: Array, bits: int) -> Array:
 
 
 def refine(rows: Array, scales: Array, rounds: int = ROUNDS) -> Array:
-    """[groups, q] scales after alternating refinement; a group rests once no scale moves by more than `SETTLED` of its largest."""
+    """[groups, q] scales after alternating refinement; a group rests once no scale moves by more than `SETTLED` of its largest.
+
+    Sums come in pairs of one magnitude, so that magnitudes of weights are compared with those of half the sums: a weight and its
+    mirror image ask the same of the scales.
+    """
     bits, size = scales.shape[1], rows.shape[1]
-    ordered = np.sort(rows, axis=1)
-    sums = np.concatenate([np.zeros((len(rows), 1)), np.cumsum(ordered, axis=1, dtype=np.float64)], axis=1)
+    ordered = np.sort(np.abs(rows), axis=1)
+    sums = np.zeros((len(rows), size + 1))
+    np.cumsum(ordered, axis=1, dtype=np.float64, out=sums[:, 1:])
     width = 1 << size.bit_length()  # a power of two above the size, so that a search never leaves its row
     ordered = np.pad(ordered, ((0, 0), (0, width - size)), constant_values=np.inf)
-    signs = signs_of(bits).astype(np.float64)
-    squares = (signs[:, :, None] * signs[:, None, :]).reshape(len(signs), -1)
-    ridge = RIDGE * size * np.eye(bits)
+    signs = signs_of(bits)[1 << (bits - 1) :].astype(np.float64)  # one of each pair: the last scale added
+    first, second = np.triu_indices(bits, 1)
+    squares = signs[:, first] * signs[:, second]
+    gram = np.tile((1 + RIDGE) * size * np.eye(bits), (len(rows), 1, 1))
     scales = scales.astype(np.float64)
     active = np.arange(len(rows))
     for _ in range(rounds):
-        levels = scales[active] @ signs.T
-        order = np.argsort(levels, axis=1, kind="stable")
+        levels = _product(scales[active], signs.T)
+        order = np.argsort(np.abs(levels), axis=1, kind="stable")
         levels = np.take_along_axis(levels, order, axis=1)
-        cuts = _count_below(ordered, active, ((levels[:, 1:] + levels[:, :-1]) / 2).astype(np.float32))
+        size_of = np.abs(levels)
+        cuts = _count_below(ordered, active, ((size_of[:, 1:] + size_of[:, :-1]) / 2).astype(np.float32))
         edges = np.concatenate([np.zeros((len(cuts), 1), np.int64), cuts, np.full((len(cuts), 1), size)], axis=1)
-        at = (active * (size + 1))[:, None] + edges
-        counts, totals = np.empty(order.shape), np.empty(order.shape)
-        np.put_along_axis(counts, order, np.diff(edges, axis=1), axis=1)
-        np.put_along_axis(totals, order, np.diff(sums.ravel().take(at), axis=1), axis=1)
-        gram = (counts @ squares).reshape(-1, bits, bits) + ridge
-        found = np.linalg.solve(gram, (totals @ signs)[..., None])[..., 0]
+        totals = np.diff(sums.ravel().take((active * (size + 1))[:, None] + edges), axis=1)
+        counted, totalled = np.empty(order.shape), np.empty(order.shape)
+        np.put_along_axis(counted, order, np.diff(edges, axis=1), axis=1)
+        np.put_along_axis(totalled, order, np.where(levels < 0, -totals, totals), axis=1)
+        own = gram[: len(active)]
+        own[:, first, second] = own[:, second, first] = _product(counted, squares)
+        found = np.linalg.solve(own, _product(totalled, signs)[..., None])[..., 0]
         moved = np.abs(found - scales[active]).max(axis=1) > SETTLED * np.abs(found).max(axis=1)
         scales[active] = found
         active = active[moved]
         if not len(active):
             break
     return scales.astype(np.float32)
+
+
+def _product(left: Array, right: Array) -> Array:
+    """A product of many rows by a small matrix, in one thread: libraries wake all cores for it, which costs more than it gains."""
+    return np.asarray(np.einsum("nc,cq->nq", left, right))
 
 
 def _count_below(ordered: Array, rows: Array, cuts: Array) -> Array:
@@ -83,7 +96,7 @@ def _count_below(ordered: Array, rows: Array, cuts: Array) -> Array:
 
 def assign(rows: Array, scales: Array) -> Array:
     """Codes of the nearest sums; half-way weights go to the higher one."""
-    levels = scales @ signs_of(scales.shape[1]).T
+    levels = _product(scales, signs_of(scales.shape[1]).T)
     order = np.argsort(levels, axis=1, kind="stable")
     levels = np.take_along_axis(levels, order, axis=1)
     middles = (levels[:, 1:] + levels[:, :-1]) * np.float32(0.5)
@@ -140,7 +153,7 @@ class BinaryCoding(Quantiser):
 
     def decode(self, fields: Mapping[str, Field], shape: Shape) -> Array:
         rows, bits = grouped(fields["code"].values.reshape(shape), self.format), self.format.element_bits
-        levels = self.scales(fields["scale"]).reshape(-1, bits) @ signs_of(bits).T
+        levels = _product(self.scales(fields["scale"]).reshape(-1, bits), signs_of(bits).T)
         out, start = np.empty(rows.shape, np.float32), 0
         for part in blocks(rows):
             own = levels[start : start + len(part)]

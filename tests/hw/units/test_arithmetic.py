@@ -316,7 +316,7 @@ def test_softmax_masks_minus_infinity():
         (lambda: LutTensorCore(weight_bits=5), "weight_bits: input should be less than or equal to 4, found 5"),
         (lambda: CsdChain(kept=3), "kept: input should be 2, 4, 8 or 16, found 3"),  # type: ignore[arg-type]
         (lambda: CsdChain(groups=3, kept=8), "take a multiple of 4 groups"),
-        (lambda: Wht128(points=12), "points: expected a power of two of at least 2, found 12"),
+        (lambda: Wht128(points=12), "points: expected a power of two from 2 to 65536, found 12"),
         (lambda: BankMac(registers=3), "registers: expected a power of two"),
         (lambda: DequantStream(bits=6), "bits: input should be less than or equal to 5"),
         (lambda: DequantStream(group=12, lanes=8), "group: expected a multiple of the 8 lanes, found 12"),

@@ -10,7 +10,7 @@ pytest.importorskip("amaranth", reason="RTL needs the extra `rtl`")
 from hw.bits import pack, unpack
 from hw.number import FLOATS
 from hw.rtl.lut_tensor_core import ENTRY_BITS
-from hw.rtl.reference import Fp16Mac, Int8Dot, LookupElement, LookupTable
+from hw.rtl.reference import Fp16Adders, Fp16Mac, Int8Dot, LookupElement, LookupTable
 from verif.simulate import Batch, simulate
 
 HALF, SINGLE = FLOATS["fp16"], FLOATS["fp32"]
@@ -57,6 +57,16 @@ def test_an_element_adds_shifted_entries_with_their_sign(fp16: bool):
     want = terms.reshape(3, 4).sum(axis=1)
     got = SINGLE.decode(np.array(found)) if fp16 else unpack(found, (1, 32, True))[0][:, 0]
     assert got.tolist() == want.tolist()
+
+
+def test_adders_sum_signed_activations_plane_by_plane():
+    rng, count = np.random.default_rng(4), 12
+    acts = rng.integers(-64, 64, (count, 4)) / 8  # exact in fp16 whatever the order
+    signs, plane = rng.integers(0, 2, (count, 4)), rng.integers(0, 4, count)
+    closes = np.arange(count) % 4 == 3
+    words = pack((HALF.encode(acts), 16), (signs, 1), (plane, 2), (closes, 1))
+    want = (((1 - 2 * signs) * acts).sum(axis=1) * 2.0**plane).reshape(3, 4).sum(axis=1)
+    assert SINGLE.decode(np.array(run(Fp16Adders(), words, 3))).tolist() == want.tolist()
 
 
 def test_the_multipliers_are_exact_where_the_numbers_are_small():
