@@ -108,8 +108,7 @@ def gap(report: Report) -> str:
     if not report.lower_bound_fs:
         return "no lower bound"
     return (
-        f"lower bound {seconds(report.lower_bound_fs / 10**15)}, "
-        f"the estimate is {ratio(report.latency_fs / report.lower_bound_fs)} of it"
+        f"lower bound {seconds(report.lower_bound_fs / 10**15)}, the estimate is {ratio(report.latency_fs / report.lower_bound_fs)} of it"
     )
 
 

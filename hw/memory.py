@@ -140,7 +140,8 @@ class Dram(Memory, kind="dram"):
     with the address `mapping`, for reads and for writes; pieces that share no open rows reach less, and turning the bus around
     takes its time. The bandwidth itself is what is stated here, so that a variant may change it alone. Without it `refresh` is the
     fraction of time lost to refresh (tRFC / tREFI of the standard named in `source`).
-    `efficiency` is the share of that which kernels sustain, and `ramp` the time that a kernel loses until it does.
+    `efficiency` is the share of that which kernels with few loads on their way sustain (products, attention), and `ramp` the time
+    that a kernel loses until it does.
     `cold_fill` `excluded` leaves the first fill and the last write-back of an operator, which no computation can hide, out of
     the time, as published array models do; `sharing` `per_operand` gives each operand of a product its own interface of the
     full bandwidth.

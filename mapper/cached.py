@@ -14,14 +14,14 @@ from functools import cached_property
 from math import ceil
 
 from hw.quantity import cycles_to_fs
-from hw.units.sail import SailSlices
+from hw.units.sail import SailSlices, SimdCores
 from hw.work import Gemm, Vector
 from mapper.kernels import Kernel, Operand
 from mapper.mapping import OperatorMapping
 from mapper.pipeline import Job, Loop, Tile, Tiles
 from mapper.plan import Plan, balanced_sizes, pieces, tile_sizes
 from mapper.residency import NOTHING, Found
-from mapper.target import Target
+from mapper.target import Target, converts
 from mapper.vectorwork import of_kernel, share
 from workloads import cost
 from workloads.cost import attended_keys
@@ -149,9 +149,12 @@ class CachedProduct(Cached):
         if right and self.right.size:
             load.append(self.target.transfer("load b", "weights", read=self.right.size * width / (n * matrices)))
         each = Gemm(height, ceil(width / self.copies), k, self.format)
-        compute = (self.job(self.target.unit(self.name).cycles(each), height * width * k),)
-        portion = Fraction(height * width, m * n * matrices)
         unit = self.target.unit(self.name)
+        cycles = unit.cycles(each)
+        if isinstance(unit, SimdCores) and converts(self.format, self.right.format):
+            cycles += unit.conversion_cycles(each.n * k)
+        compute = (self.job(cycles, height * width * k),)
+        portion = Fraction(height * width, m * n * matrices)
         more = (unit.combining(replace(each, n=width)),) if isinstance(unit, SailSlices) else ()
         store: tuple[Job, ...] = ()
         if self.out_size:

@@ -29,6 +29,7 @@ from mapper.program import Item, Program, stored
 from mapper.residency import NOTHING, Found, Side, residents
 from mapper.search import Choice, Space
 from mapper.shard import tensor_parallel
+from mapper.storage import held, shipping
 from mapper.strategies import Chooser, Search
 from mapper.target import Target, converts
 from workloads.graph import Graph, Segment
@@ -121,7 +122,8 @@ def compile_graph(
     for number, ((segment, _), stages) in enumerate(zip(segments, staged, strict=True)):
         for index, stage in enumerate(stages):
             placed += [_placed(target, kernel, joint, segment.count, (number, index)) for kernel, joint in stage]
-        items += lowering.repeat(segment.count, partial(_write, lowering, stages))
+        ships = shipping(target, [kernel for stage in stages for kernel, _ in stage], segment.name)
+        items += lowering.repeat(segment.count, partial(_write, lowering, stages, ships))
     for name, memory in device.memories.items():
         if isinstance(memory, Scratchpad) and name in {pad for p in placed for pad in p.plan.footprint}:
             occupancy[name] = {"tiles": _most({p.stage: 0 for p in placed}, placed, name)}
@@ -231,9 +233,15 @@ def _replayed(
     places = {} if placer.target.cache else candidates(graph, placer.target.device, kernels, units)
     names = [name for o in saved for name in str(o.placement.get("keep", "")).split(", ") if name]
     where = f"mapping of {kernels[0].name!r} and what follows it"
+    names = list(dict.fromkeys(names))
     for name in names:
         if name not in places:
             raise MappingError(f"{where}: keep: {name!r} cannot stay on the chip; what can: {', '.join(places) or 'none of its results'}")
+    for kernel, own in zip(kernels, saved, strict=True):
+        written = [operand.tensor for operand in kernel.writes]
+        for name in str(own.placement.get("keep", "")).split(", "):
+            if name in names and name not in written:
+                raise MappingError(f"mapping of {kernel.name!r}: keep: expected what it writes, {', '.join(written)}, found {name!r}")
     found = allocate(placer.target.device, [kept for name in names for kept in places[name]])
     if found is None:
         raise MappingError(f"{where}: keep: {', '.join(names)} need more than the scratchpads hold")
@@ -308,6 +316,9 @@ def _crowded(target: Target, stages: list[Stage], kept: tuple[Kept, ...]) -> boo
 def _prefetch(placer: Placer, stages: list[Stage], kept: tuple[Kept, ...], saved: bool) -> list[Stage]:
     """A body whose kernels load what they can of the next one's weights: all that is gained by, or what a saved mapping says."""
     done = [list(stage) for stage in stages]
+    for kernel, joint in [*done[0], *(entry for stage in done[1:] for entry in stage[1:])] if saved and done else []:
+        if "prefetch" in joint.mapping.placement:
+            raise MappingError(f"mapping of {kernel.name!r}: prefetch: no kernel runs before it by itself that could load its weights")
     for number in range(len(done) - 1):
         index = sum(len(stage) for stage in done[:number])
         wanted = done[number + 1][0][1].mapping.placement.get("prefetch")
@@ -316,6 +327,9 @@ def _prefetch(placer: Placer, stages: list[Stage], kept: tuple[Kept, ...], saved
         if wanted is not None and (not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1):
             name = done[number + 1][0][0].name
             raise MappingError(f"mapping of {name!r}: prefetch: expected a number of bytes of at least 1, found {wanted!r}")
+        if saved and (len(done[number]) != 1 or len(done[number + 1]) != 1):
+            name = done[number + 1][0][0].name
+            raise MappingError(f"mapping of {name!r}: prefetch: kernels that run at the same time load nothing ahead")
         if len(done[number]) == len(done[number + 1]) == 1:
             (before,), (after,) = done[number], done[number + 1]
             both = placer.prefetch(before, after, reserved(kept, index), wanted)
@@ -360,8 +374,8 @@ def _queues(target: Target, items: list[Item]) -> dict[str, int]:
     return queues
 
 
-def _write(lowering: Lowering, stages: list[Stage]) -> list[Item]:
-    return [item for stage in stages for item in _write_stage(lowering, stage)]
+def _write(lowering: Lowering, stages: list[Stage], after: list[Item]) -> list[Item]:
+    return [*(item for stage in stages for item in _write_stage(lowering, stage)), *after]
 
 
 def _write_stage(lowering: Lowering, stage: Stage) -> list[Item]:
@@ -391,6 +405,9 @@ def choose_space(target: Target, kernel: Kernel, resident: Found = NOTHING) -> t
 
 
 def _check_origin(mapping: SavedMapping, graph: Graph, device: Device) -> None:
+    names = [one.operator for one in mapping.operators]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise MappingError(f"the mapping has operator {twice[0]!r} more than once; leave one")
     if mapping.device != device.name:
         raise MappingError(f"the mapping was made for device {mapping.device!r}, not for {device.name!r}")
     if mapping.workload != workload_name(graph):
@@ -405,7 +422,7 @@ def check_capacity(graph: Graph, target: Target) -> dict[str, dict[str, int]]:
     for name, tensor in graph.tensors.items():
         if tensor.role in labels:
             parts[labels[tensor.role]] += tensor.bytes * graph.multiplicity.get(name, 1)
-    beside = _held_beside(graph, target, parts)
+    beside = {**_held_beside(graph, target, parts), **held(graph, target, parts)}
     need, have = sum(parts.values()), target.memory.total
     if need > have:
         largest = ", ".join(f"{tensor.name} ({_gib(size)})" for tensor, size in tensor_sizes(graph)[:3])

@@ -270,7 +270,7 @@ def how(target: Target, kernel: Kernel, number_format: str, kernels: Sequence[Ke
     formats = kernel.multiplied
     if formats is None:
         return ""
-    left, right = formats
+    left = formats[0]
     if left.family != FAMILY:
         converted = [f.name for position, f in enumerate(formats) if converts(number_format, f, position)]
         return f"{number_format} from {' and '.join(dict.fromkeys(converted))}" if converted else f"{number_format} as stored"

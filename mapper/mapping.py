@@ -149,7 +149,7 @@ class Mapping:
                 tuple(OperatorMapping.from_json(o) for o in document["operators"]),
                 tuple(Allocation.from_json(o) for o in document.get("allocation", ())),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise MappingError(f"{where}: not a complete saved mapping ({error!r})") from None
 
     def find(self, operator: str) -> OperatorMapping:

@@ -42,12 +42,19 @@ _ROOT = Path(__file__).parents[1]
 _LOG = logging.getLogger(__name__)
 
 
+def _limit() -> int:
+    text = os.environ.get("DOVETAIL_CACHE_BYTES", str(CACHE_BYTES))
+    if not text.isdecimal():
+        raise MappingError(f"DOVETAIL_CACHE_BYTES: expected a number of bytes such as {CACHE_BYTES}, found {text!r}")
+    return int(text)
+
+
 class Shelf:
     """Texts under their digests, as files below `folder`, least recently used first out."""
 
     def __init__(self, folder: Path, limit_bytes: int | None = None) -> None:
         self._folder: Path | None = folder
-        self._limit = limit_bytes if limit_bytes is not None else int(os.environ.get("DOVETAIL_CACHE_BYTES", CACHE_BYTES))
+        self._limit = limit_bytes if limit_bytes is not None else _limit()
         self._written = 0
 
     def path(self, digest: str) -> Path | None:

@@ -7,6 +7,7 @@ outputs or heads; results leave over the own way. The controller of the memory s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,6 +27,7 @@ from mapper.target import Target
 from mapper.vectorwork import of_operator
 from workloads import cost
 from workloads.cost import attended_pairs
+from workloads.experts import tokens_of
 
 FAMILY = "bundles"
 SLICES = 8
@@ -82,8 +84,6 @@ class Near:
         vectors = sum((o.size for o in self.waiting), Fraction(0))
         if self.kernel.kind == "attention":
             return self.unit.passes(ceil(vectors / self._heads))
-        if self.kernel.kind == "grouped_matmul":
-            return self.unit.passes(ceil(vectors / self.kernel.operator["active"]))
         return self.unit.passes(ceil(vectors))
 
     def candidates(self) -> Iterator[OperatorMapping]:
@@ -94,18 +94,38 @@ class Near:
 
     def bound(self, mapping: OperatorMapping) -> int:
         size = sum((o.size for o in self.streamed), Fraction(0))
-        return self.target.memory.occupied_fs(size * self.passes)
+        return self.target.memory.occupied_fs(size * (1 if self.kernel.kind == "grouped_matmul" else self.passes))
 
     def plan(self, mapping: OperatorMapping) -> Plan:
         op = self.kernel.operator
-        slices = min(SLICES, self._heads if self.kernel.kind == "attention" else op["n"])
-        rest = self._tile(slices, ())
-        tiles: Tiles = (self._tile(slices, self._load()),)
-        if slices > 1:
-            tiles += (Loop(slices - 1, (rest,)),)
+        if self.kernel.kind == "grouped_matmul":
+            tiles = self._experts()
+        else:
+            slices = min(SLICES, self._heads if self.kernel.kind == "attention" else op["n"])
+            part = Fraction(1, slices)
+            tiles = (self._tile(part, part, self.passes, self._load()),)
+            if slices > 1:
+                tiles += (Loop(slices - 1, (self._tile(part, part, self.passes, ()),)),)
         latency = self.target.memory.latency
         setup = (("first access", latency),) if latency else ()
         return Plan(mapping, tiles, (0, 1, 2, 3), {}, setup, notes=(NOTE,))
+
+    def _experts(self) -> Tiles:
+        """Experts one after the other, each with its own rows: those with equal numbers of rows follow each other."""
+        op = self.kernel.operator
+        rows = tokens_of(op)
+        vectors = sum((o.size for o in self.waiting), Fraction(0))
+        tiles: Tiles = ()
+        load = self._load()
+        for count, many in Counter(rows).items():
+            share, weights = Fraction(count, op["rows"]), Fraction(1, op["active"])
+            passes = self.unit.passes(ceil(vectors * share))
+            if load:
+                tiles, load, many = (self._tile(share, weights, passes, load),), (), many - 1
+            if many:
+                tile = self._tile(share, weights, passes, ())
+                tiles += (Loop(many, (tile,)),) if many > 1 else (tile,)
+        return tiles
 
     def _load(self) -> tuple[Job, ...]:
         """Vectors over the interface into the buffers: one copy for each stack that needs them, by the memory's own rate of writes."""
@@ -118,32 +138,32 @@ class Near:
         queue = self.target.interface("activations")
         return (Job("vectors", queue, fs, fs, (Move(self.target.main, Fraction(0), size * copies),)),)
 
-    def _tile(self, slices: int, load: tuple[Job, ...]) -> Tile:
-        """One slice: read and multiply, vector work, results."""
+    def _tile(self, part: Fraction, weights: Fraction, passes: int, load: tuple[Job, ...]) -> Tile:
+        """A `part` of the kernel's work with a share `weights` of the right operand: read and multiply, vector work, results."""
         kernel, target, op = self.kernel, self.target, self.kernel.operator
-        size = sum((o.size for o in self.streamed), Fraction(0)) * self.passes
-        read = target.transfer("stream", "weights", read=size / slices)
+        size = sum((o.size for o in self.streamed), Fraction(0)) * passes
+        read = target.transfer("stream", "weights", read=size * weights)
         fs = ceil(read.fs * self.uneven)
-        jobs = [Job(read.name, read.on, fs, fs, read.moves), self._multiply(slices)]
+        jobs = [Job(read.name, read.on, fs, fs, read.moves), self._multiply(part)]
         works = [work for fused in kernel.fused for work in of_operator(fused)]
         if kernel.kind == "attention":
             pairs = attended_pairs(op["queries"], op["keys"], bool(op["causal"]), op["window"])
             works.append(Vector(op["batch"] * op["heads"] * pairs, 4, 1))
         after: tuple[Job, ...] = ()
         if works:
-            shares = [Vector(ceil(w.elements * self.uneven / slices), w.operations, w.specials) for w in works]
+            shares = [Vector(ceil(w.elements * self.uneven * part), w.operations, w.specials) for w in works]
             after = (target.vector("compute", target.vector_unit(kernel.name), shares),)
         known = {o.tensor for o in (*self.streamed, *self.waiting)}
         others = sum((o.size for o in kernel.reads if o.tensor not in known), Fraction(0))
         if others:
-            after += (target.transfer("load", "activations", read=others / slices),)
+            after += (target.transfer("load", "activations", read=others * part),)
         written = sum((o.size for o in kernel.writes), Fraction(0))
-        store = (target.transfer("store", "outputs", written=written / slices, turn=False),) if written else ()
+        store = (target.transfer("store", "outputs", written=written * part, turn=False),) if written else ()
         return load, tuple(jobs), after, store
 
-    def _multiply(self, slices: int) -> Job:
+    def _multiply(self, part: Fraction) -> Job:
         unit, clock = self.unit, self.target.device.unit_clock(self.name)
-        macs = Fraction(cost.macs(self.kernel.operator), slices)
+        macs = cost.macs(self.kernel.operator) * part
         assert self.target.site is not None
         rate = unit.macs_per_cycle(self.target.site.format) * unit.count
         cycles = ceil(macs * self.uneven / rate)

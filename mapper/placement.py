@@ -35,9 +35,10 @@ from mapper.prefetch import hand_over
 from mapper.prefetch import independent as early
 from mapper.residency import NOTHING, Found, Side
 from mapper.search import Choice, Space, replay
+from mapper.storage import InStorage, reads_storage, storage_unit
 from mapper.strategies import Chooser
 from mapper.stream import Stream
-from mapper.target import Site, Target
+from mapper.target import Site, Target, compute_format
 from mapper.vectorwork import of_kernel
 from mapper.wave_attention import WaveAttention
 from mapper.waves import WaveStream
@@ -51,8 +52,9 @@ POSITIONS = 64
 TOGETHER = 6
 """Independent kernels in a row of which it is tried whether units should run them at the same time."""
 
-PLACEMENT = ("format", "vector", "split", "copies", "share", "size", "tokens", "together", "keep", "prefetch")
-"""What the placement of a saved mapping may say."""
+SITE = ("format", "vector", "split", "copies", "share")
+WHOLE, PART = (*SITE, "together", "keep", "prefetch"), (*SITE, "size", "tokens")
+"""What the placement of a saved mapping may say: of a kernel on one unit, and of a part of one that several units share."""
 
 NEVER_FS = 10**21
 """The time of what cannot be done: longer than anything else."""
@@ -75,6 +77,7 @@ FAMILIES: dict[str, Family] = {
     "tiles": Family(lambda t, k, _: Nest(t, k), lambda t, k, _: Flash(t, k), lambda t, k, _: Stream(t, k)),
     "waves": Family(lmma.product, WaveAttention, WaveStream),
     "banks": Family(Banks, Banks, Banks),
+    "storage": Family(InStorage, InStorage, InStorage),
     "cached": Family(CachedProduct, CachedAttention, lambda t, k, _: Stream(t, k)),
     "bundles": Family(Near, Near, lambda t, k, _: Stream(t, k)),
 }
@@ -96,6 +99,10 @@ def sites(target: Target, kernel: Kernel) -> list[Site]:
     formats = kernel.multiplied
     if formats is None:
         return _vector_sites(target, kernel)
+    if reads_storage(target, kernel) and (held := storage_unit(target)) is not None:
+        if compute_format(held[1].formats(), *formats) is None:
+            raise MappingError(f"operator {kernel.name!r} attends to {formats[1]} in drives, which multiply {', '.join(held[1].formats())}")
+        return [Site(held[0], compute_format(held[1].formats(), *formats) or "")]
     found: list[Site] = []
     alone = beside(target.device, kernel)
     for unit in [alone] if alone else target.device.units_for("gemm"):
@@ -125,8 +132,8 @@ def _over_copies(target: Target, kernel: Kernel, site: Site) -> Iterator[Site]:
     unit = target.unit(site.unit)
     yield site
     if unit.count > 1 and unit.execution == "tiles":
-        for dimension in extents(kernel):
-            yield replace(site, split=dimension, copies=unit.count)
+        for dimension, size in extents(kernel).items():
+            yield replace(site, split=dimension, copies=min(unit.count, size))
 
 
 def _vector_sites(target: Target, kernel: Kernel) -> list[Site]:
@@ -291,10 +298,22 @@ class Placer:
                 known = Part(full, choice.plan, choice)
             except CapacityError as error:
                 known = error
+            except OverflowError:
+                known = CapacityError(f"operator {kernel.name!r} takes hours on {site.unit!r}, more femtoseconds than 64 bits hold")
             self._known[key] = known
         if isinstance(known, CapacityError):
             raise known
         return replace(known, plan=known.plan.under(replace(known.plan.mapping, operator=kernel.name)))
+
+    def _fewer(self, kernel: Kernel, site: Site, resident: Found) -> Part:
+        """A kernel at a site, on half as many copies of its unit for as long as they do not fit. Raises `CapacityError` when one copy
+        does not."""
+        try:
+            return self.part(kernel, site, resident)
+        except CapacityError:
+            if site.copies <= 3:
+                raise
+            return self._fewer(kernel, replace(site, copies=site.copies // 2), resident)
 
     def alone(self, kernel: Kernel, resident: Found) -> tuple[dict[str, Part], dict[str, str]]:
         """The best part of every unit that can run the whole kernel, and why the others cannot. Raises what the best attempt raised
@@ -303,7 +322,7 @@ class Placer:
         refused: dict[str, CapacityError] = {}
         for site in sites(self.target, kernel):
             try:
-                part = self.part(kernel, site, resident)
+                part = self._fewer(kernel, site, resident)
             except CapacityError as error:
                 refused.setdefault(site.unit, error)
                 continue
@@ -329,20 +348,19 @@ class Placer:
 
         Raises `MappingError` when no unit executes it, `CapacityError` when nothing fits.
         """
-        lone, refused = self.alone(kernel, resident)
-        if past:
-            lone = {unit: part for unit, part in lone.items() if self.target.device.own_way(unit) is not None}
+        every, refused = self.alone(kernel, resident)
         many = self._many(kernel)
-        singles = [self._single(part, many) for part in lone.values()]
-        best = min(singles, key=self._key)
+        weighed = {unit: self._single(part, many) for unit, part in every.items()}
+        lone = {unit: part for unit, part in every.items() if not past or self.target.device.own_way(unit) is not None}
+        best = min((weighed[unit] for unit in lone), key=self._key)
         shared: list[Joint] = []
         if self.co_processing and len(lone) > 1:
             parts = [part for unit, part in lone.items() if not in_banks(self.target, unit)]
             for one, other in combinations(parts, 2):
                 shared += sorted(self._shared(kernel, one, other, resident), key=self._key)[:1]
             best = min([best, *shared], key=self._key)
-        known = [Candidate(joint.mapping.unit, str(joint.mapping), joint.latency_fs) for joint in (*singles, *shared)]
-        known += [Candidate(unit, "", None, reason) for unit, reason in {**refused, **self._unable(kernel, {*lone, *refused})}.items()]
+        known = [Candidate(joint.mapping.unit, str(joint.mapping), joint.latency_fs) for joint in (*weighed.values(), *shared)]
+        known += [Candidate(unit, "", None, reason) for unit, reason in {**refused, **self._unable(kernel, {*every, *refused})}.items()]
         return replace(best, candidates=tuple(known))
 
     def _unable(self, kernel: Kernel, able: Collection[str]) -> dict[str, str]:
@@ -353,7 +371,10 @@ class Placer:
         for unit in self.target.device.units_for("gemm"):
             if unit in able:
                 continue
-            if (home := beside(self.target.device, kernel)) is not None:
+            home = beside(self.target.device, kernel)
+            if home is None and reads_storage(self.target, kernel) and (held := storage_unit(self.target)) is not None:
+                home = held[0]
+            if home is not None:
                 found[unit] = f"keys and values lie in the memory of {home!r}"
             elif self.target.lowerings(unit, *formats):
                 found[unit] = "no vector unit reaches main memory the same way"
@@ -390,17 +411,18 @@ class Placer:
             if dimension == "experts" and (parts > 1 or self.division == "rule" or has_histogram(kernel.operator)):
                 yield from self._experts(kernel, one, other, parts, resident)
                 continue
-            if (places := cuts(kernel, dimension, size, parts)) is not None:
-                yield from filter(None, (self._cut(kernel, dimension, cut, (one.site, other.site), resident) for cut in places))
-                continue
-            step = ceil(size / POSITIONS)
-            last = ceil(size / step)
-            low, high = 0, last  # in steps: the first unit is early at `low`, late at `high`
+            places = cuts(kernel, dimension, size, parts)
+            if places is None:
+                step = ceil(size / POSITIONS)
+                places = [*range(step, size, step)]
+            low, high = -1, len(places)  # the first unit is early at `low`, late at `high`
             rates = Fraction(1, max(1, one.plan.latency_fs)), Fraction(1, max(1, other.plan.latency_fs))
             while high - low > 1:
                 # where both would end together if each kept its rate of the last cut, inside what is still open
-                middle = min(max(round(last * rates[0] / sum(rates)), low + 1), high - 1)
-                cut = min(size - 1, middle * step)
+                wanted = size * rates[0] / sum(rates)
+                nearest = min(range(len(places)), key=lambda i: abs(places[i] - wanted))
+                middle = min(max(nearest, low + 1), high - 1)
+                cut = places[middle]
                 joint = self._cut(kernel, dimension, cut, (one.site, other.site), resident)
                 if joint is None:
                     break
@@ -629,6 +651,7 @@ class Placer:
         reserved: tuple[tuple[str, int], ...] = (),
     ) -> Joint:
         """The plan of a saved mapping. Raises `MappingError` where it names something that the device or the kernel has not."""
+        _check_keys(mapping, () if mapping.parts else WHOLE)
         if not mapping.parts:
             part, default = self._replayed(without(kernel, kept), mapping, resident, reserved)
             return replace(single(part.plan, part.site, default=default), mapping=mapping)
@@ -642,7 +665,9 @@ class Placer:
         parts, start = [], 0
         for number, (saved, length) in enumerate(zip(mapping.parts, lengths, strict=True)):
             mine = with_experts(kernel, tokens[number]) if tokens else piece(kernel, dimension, start, length)
-            part, _ = self._replayed(mine, saved, resident)
+            if saved.parts:
+                raise MappingError(f"{where}: a part cannot have parts of its own; list all parts side by side")
+            part, _ = self._replayed(mine, saved, resident, part=True)
             parts.append((part, length))
             start += length
         self._check_sections(kernel, dimension, parts, tokens, where)
@@ -691,8 +716,14 @@ class Placer:
             else:
                 stages.append([(kernel, joint)])
         for stage in stages:
-            if len(stage) > 1:
+            (first, joint), *more = stage
+            if more:
                 self._check_stage(stage)
+            elif (name := joint.mapping.placement.get("together")) is not None:
+                raise MappingError(
+                    f"mapping of {first.name!r}: together: nothing that is independent of it and next to it runs together with {name!r}; "
+                    "give both the same, or leave it out"
+                )
         return stages
 
     def _check_stage(self, stage: Sequence[tuple[Kernel, Joint]]) -> None:
@@ -715,14 +746,12 @@ class Placer:
             raise MappingError(f"{where}: together they need more of a scratchpad than it holds; run them apart or with smaller tiles")
 
     def _replayed(
-        self, kernel: Kernel, mapping: OperatorMapping, resident: Found, reserved: tuple[tuple[str, int], ...] = ()
+        self, kernel: Kernel, mapping: OperatorMapping, resident: Found, reserved: tuple[tuple[str, int], ...] = (), part: bool = False
     ) -> tuple[Part, bool]:
         options = sites(self.target, kernel)
         placement = mapping.placement
-        unknown = sorted(set(placement) - set(PLACEMENT))
         where = f"mapping of {mapping.operator!r}"
-        if unknown:
-            raise MappingError(f"{where}: placement has no {unknown[0]!r}, expected one of {', '.join(PLACEMENT)}")
+        _check_keys(mapping, PART if part else WHOLE)
         named = [site for site in options if site.unit == mapping.unit]
         if not named and len({site.unit for site in options}) > 1:
             raise MappingError(
@@ -741,7 +770,9 @@ class Placer:
             copies, most = _integer(mapping, "copies"), self.target.unit(site.unit).count
             if copies > most:
                 raise MappingError(f"{where}: copies: unit {site.unit!r} has {most}, found {copies}")
-            site = replace(site, split=str(placement.get("split")), copies=copies)
+            if (split := placement.get("split")) not in (sizes := extents(kernel)):
+                raise MappingError(f"{where}: split: expected one of {', '.join(sizes) or 'nothing (leave it out)'}, found {split!r}")
+            site = replace(site, split=str(split), copies=copies)
         if "share" in placement:
             site = replace(site, share=_share(mapping))
         site = replace(site, reserved=reserved)
@@ -771,8 +802,10 @@ def _tokens(kernel: Kernel, mapping: OperatorMapping, dimension: str) -> list[To
     """The experts of each part of a saved mapping by their tokens; None where it does not say. Raises `MappingError` where these are
     not the kernel's."""
     said = [part.placement.get("tokens") for part in mapping.parts]
-    if dimension != "experts" or all(text is None for text in said):
+    if all(text is None for text in said):
         return None
+    if dimension != "experts":
+        raise MappingError(f"mapping of {mapping.operator!r}: tokens belong to parts split along experts, not along {dimension}")
     have = tokens_of(kernel.operator)
     try:
         found = [tuple(sorted(int(count) for count in str(text).split())) for text in said]
@@ -789,6 +822,14 @@ def _tokens(kernel: Kernel, mapping: OperatorMapping, dimension: str) -> list[To
 
 def _together(mapping: OperatorMapping, first: str) -> OperatorMapping:
     return replace(mapping, placement={**mapping.placement, "together": first})
+
+
+def _check_keys(mapping: OperatorMapping, known: Sequence[str]) -> None:
+    """Raises `MappingError` for what the placement of a mapping may not say."""
+    for key in mapping.placement:
+        if key not in known:
+            expected = f"expected one of {', '.join(known)}" if known else "its parts have placements of their own"
+            raise MappingError(f"mapping of {mapping.operator!r}: placement has no {key!r}, {expected}")
 
 
 def _integer(mapping: OperatorMapping, name: str) -> int:

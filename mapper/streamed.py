@@ -140,7 +140,7 @@ class Streamed:
             for chunks in CHUNKS:
                 chunk = self._whole(ceil(self.full["k"] / chunks))
                 for slabs in SLABS:
-                    slab = self._whole(max(SHORTEST, ceil(chunk / slabs)))
+                    slab = min(chunk, self._whole(max(SHORTEST, ceil(chunk / slabs))))
                     for rows in sorted({min(r, folds) for r in ROWS}):
                         for across in sorted({min(a, passing) for a in ACROSS}) if chunks > 1 else [passing]:
                             for keep in KEEPS:

@@ -490,10 +490,17 @@ class WaveStream(Wave):
         """Results that the cache still holds from the run before are written there, not to main memory."""
         read = sum((o.size for o in self.kernel.reads), Fraction(0))
         written = sum((o.size for o in self.kernel.writes), Fraction(0))
-        jobs = self.main_job(self.missing(self.kernel.reads), self.missing(self.kernel.writes))
+        jobs = self._at_full_rate(self.main_job(self.missing(self.kernel.reads), self.missing(self.kernel.writes)))
         jobs += self.cache_job(read, written)
         jobs += self._rows(self.vector_share(of_kernel(self.kernel)))
         return Plan(mapping, ((self.blend(jobs),),), (0,), {}, self.setup)
+
+    def _at_full_rate(self, jobs: tuple[Job, ...]) -> tuple[Job, ...]:
+        """Main memory's job at the rate that its timing leaves: where every thread of an SM loads, enough is on its way for that. The
+        share that `efficiency` takes off is of kernels whose few thread blocks wait for slabs."""
+        memory = self.target.memory
+        share = memory.efficiency if isinstance(memory, Dram) else Fraction(1)
+        return tuple(replace(job, cycles=fs, fs=fs) for job in jobs for fs in (ceil(job.fs * share),))
 
     def _rows(self, jobs: tuple[Job, ...]) -> tuple[Job, ...]:
         """The vector units' job, no shorter than its thread blocks wait for their rows."""

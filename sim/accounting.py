@@ -47,12 +47,14 @@ class Ledger:
         """What decides when a task on `queues` whose awaited tokens are given starts, and its time. Charges the idle time."""
         last = self.last
         binding = last[queues[0]]
-        for token in (*(last[queue] for queue in queues[1:]), *tokens):
-            if token.time > binding.time:
+        if len(queues) > 1:
+            tokens = (*(last[queue] for queue in queues[1:]), *tokens)
+        for token in tokens:
+            if token[0] > binding[0]:
                 binding = token
         for queue in queues:
-            free = last[queue].time
-            if free < binding.time:
+            free = last[queue][0]
+            if free < binding[0]:
                 reasons = self.stalls[queue]
                 split = max(free, binding.since)
                 for reason, span in ((binding.before, split - free), (binding.cause, binding.time - split)):
@@ -66,9 +68,10 @@ class Ledger:
             for queue in queues:
                 self.last[queue] = binding
             return binding
+        time, cause = binding[:2]
         for queue in queues:
             self.busy[queue] += duration
-            self.last[queue] = Token(binding.time + duration, queue, binding.time, binding.cause)
+            self.last[queue] = Token(time + duration, queue, time, cause)
         return self.last[queues[0]]
 
     def close(self) -> tuple[int, Mapping[str, int], Mapping[str, Mapping[str, int]]]:

@@ -12,7 +12,10 @@ Times of any length are exact. Small programs run here, because loading compiled
 
 from __future__ import annotations
 
+import gc
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mapper.errors import MappingError
@@ -74,7 +77,7 @@ class _Machine:
         channels, ledger = self.channels, self.ledger
         if self.simulated == self.limit:
             raise TooManyTasksError
-        queues = (task.on, *task.also)
+        queues = (task.on, *task.also) if task.also else (task.on,)
         binding = ledger.start(queues, [channels[name].popleft() for name in task.waits])
         if task.transfer is not None:
             duration = self.serve(task.on, task.transfer, binding.time) - binding.time
@@ -83,7 +86,9 @@ class _Machine:
             known = self._durations.get(key)
             duration = self._durations[key] = self.program.duration(task) if known is None else known
         if duration:
-            record += [Span(queue, task.name, binding.time, binding.time + duration) for queue in queues]
+            start = binding[0]
+            for queue in queues:
+                record.append(Span(queue, task.name, start, start + duration))
         token = ledger.finish(queues, binding, duration)
         for name in task.releases:
             channels[name].append(token)
@@ -202,16 +207,31 @@ def _period(before: tuple[list[int], list[object]], after: tuple[list[int], list
     return period if all(b - a == period for a, b in zip(before[0], times, strict=True)) else None
 
 
+@contextmanager
+def _without_cycles() -> Iterator[None]:
+    """Without looking for garbage in cycles: there is none among the spans of a run, and looking at all of them takes longer than
+    making them."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def simulate(program: Program, limit: int | None = None) -> Trace:
     """Run a program. Raises `MappingError` naming the blocked tasks when it cannot finish, and `TooManyTasksError` when more
     than `limit` tasks have to be evaluated."""
     machine = _Machine(program, limit)
     record: list[Span | Fold] = []
-    try:
-        machine.run(program.body, record)
-    except _OutOfOrderError:
-        machine = _Machine(program, limit)
-        record = _in_dependency_order(machine)
+    with _without_cycles():
+        try:
+            machine.run(program.body, record)
+        except _OutOfOrderError:
+            machine = _Machine(program, limit)
+            record = _in_dependency_order(machine)
     makespan, busy, stalls = machine.ledger.close()
     if program.services and makespan > LIMIT:
         raise MappingError(too_long())

@@ -19,6 +19,7 @@ from statistics import geometric_mean
 import numpy as np
 
 from studies.row import StudyRow
+from workloads.format import parse_format
 from workloads.quantisers.olive import PairStatistics, pair_statistics
 
 SOURCE = "Guo et al., OliVe: Accelerating Large Language Models via Hardware-friendly Outlier-Victim Pair Quantization, ISCA 2023"
@@ -87,14 +88,15 @@ MEMORY = 1024 / 8 * CLOCK
 OLIVE = Machine("OliVe", CELLS * CLOCK, MEMORY, 4, 4)
 ANT_8 = Machine("ANT at 8 bits", CELLS / 4 * CLOCK, MEMORY, 8, 8)
 OLACCEL_CELLS = 16 * 18 * 4
-OLACCEL = Machine("OLAccel", OLACCEL_CELLS * CLOCK, MEMORY, 4.4, 4.4)
-"""16 x 18 8-bit cells in the same area; 3 % of the values are outliers with 8 more bits and as much of an index."""
+OLACCEL_BITS = float(parse_format("olaccel4").bits)
+OLACCEL = Machine("OLAccel", OLACCEL_CELLS * CLOCK, MEMORY, OLACCEL_BITS, OLACCEL_BITS)
+"""16 x 18 8-bit cells in the same area; 3 % of the values are outliers of 8 bits with 8-bit places."""
 # RTX 2080 Ti: 68 SMs x 8 tensor cores x 64 fp16 multiply-accumulates at 1.545 GHz (NVIDIA Turing whitepaper)
 TENSOR = 68 * 8 * 64 * 1.545e9
 BANDWIDTH = 616e9
 GPU_OLIVE = Machine("OliVe", 4 * TENSOR, BANDWIDTH, 4, 4)
 GPU_INT8 = Machine("int8", 2 * TENSOR, BANDWIDTH, 8, 8)
-GPU_GOBO = Machine("GOBO", TENSOR, BANDWIDTH, 3 + 0.001 * (32 + 32), 16)
+GPU_GOBO = Machine("GOBO", TENSOR, BANDWIDTH, float(parse_format("gobo3").bits), 16)
 
 GAP = "configuration not published: batch, sequence lengths{}; geometric mean over five models at one sequence"
 

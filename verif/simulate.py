@@ -57,6 +57,7 @@ def simulate(
     offers, takes = offer(rng), take(rng)
     operands, result = component.operands, component.result
     payload_in, payload_out = Value.cast(operands.payload), Value.cast(result.payload).as_unsigned()
+    mask = (1 << len(payload_in)) - 1
     flat = [(number, word) for number, batch in enumerate(batches) for word in batch.words]
     taken: list[list[int]] = [[] for _ in batches]
     first: list[int | None] = [None] * len(batches)
@@ -76,6 +77,9 @@ def simulate(
             if offering and loaded != position:
                 ctx.set(payload_in, flat[position][1])
                 loaded = position
+            elif not offering and loaded >= 0 and not held:  # what is not offered must not matter
+                ctx.set(payload_in, ~flat[min(position, len(flat) - 1)][1] & mask)
+                loaded = -1
             ctx.set(operands.valid, offering)
             ctx.set(result.ready, not stall_out)
             _, _, accepts, valid, payload = await ctx.tick().sample(operands.ready, result.valid, payload_out)

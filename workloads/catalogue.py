@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from workloads import matmul_free
 from workloads.errors import WorkloadError, nearest
 
 
@@ -155,6 +156,17 @@ def _bert(name: str, layers: int, hidden: int, heads: int, parameters: int) -> M
     )
 
 
+def _matmul_free(name: str, layers: int, hidden: int) -> Model:
+    ffn = matmul_free.mlp_width(hidden)
+    config = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": ffn, "vocab_size": 32000}
+    return _row(
+        name, matmul_free.MODEL_TYPE, config, layers=layers, hidden=hidden, heads=1, kv_heads=0, head_dim=hidden, ffn=ffn, vocabulary=32000,
+        parameters=matmul_free.parameters(layers, hidden, ffn, 32000),
+        source="Scalable MatMul-free Language Modeling, arXiv:2406.02528; released code and configs", positions=None, kv_values=None,
+        weights="ternary", acts="int8",
+    )
+
+
 _LLAMA2 = "Llama 2: Open Foundation and Fine-Tuned Chat Models; released config"
 _LLAMA3 = "The Llama 3 Herd of Models, table 3; released config"
 
@@ -280,6 +292,9 @@ _ROWS = (
         "The Era of 1-bit LLMs: ternary weights, int8 activations; released 3B reproduction config", model_type="bitnet",
         hidden_act="silu", tie_word_embeddings=True, weights="ternary", acts="int8",
     ),
+    _matmul_free("matmul-free-370m", 24, 1024),
+    _matmul_free("matmul-free-1.3b", 24, 2048),
+    _matmul_free("matmul-free-2.7b", 32, 2560),
 )
 
 MODELS: Mapping[str, Model] = MappingProxyType({model.name: model for model in _ROWS})

@@ -67,6 +67,8 @@ _BITMOD = "BitMoD (Chen et al., HPCA 2025): groups of 128 with an 8-bit scale an
 _ANT = "ANT (Guo et al., MICRO 2022): one data type per tensor"
 _SMOOTH = "SmoothQuant (Xiao et al., ICML 2023): int8 per channel, activation outliers moved into the weights"
 _DFLOAT = "DFloat11 (Zhang et al., 2025): bf16 with Huffman-coded exponents, about 11 bits by the data"
+_GOBO = "GOBO (Zadeh et al., MICRO 2020): indices of representatives; 0.1 % outliers in fp32 with a 32-bit place, by the data"
+_OLACCEL = "OLAccel (Park et al., ISCA 2018): 4 bits; 3 % outliers of 8 bits with 8-bit places, counted per 256 values, by the data"
 _QMOE = "QMoE (Frantar and Alistarh, 2023): ternary runs in 16-bit codewords, about 0.8 bits by the data"
 _OLIVE = "OliVe (Guo et al., ISCA 2023): outlier-victim pairs, aligned, without an index"
 
@@ -102,6 +104,9 @@ FORMATS: dict[str, Format] = {
         _plain("pot4", 4, "outlier", f"{_ANT}: powers of two", "ant"),
         _plain("olive4", 4, "outlier", f"{_OLIVE}; int4 or flint4 with E2M1 abfloat outliers", "olive"),
         _plain("olive8", 8, "outlier", f"{_OLIVE}; int8 with E4M3 abfloat outliers", "olive"),
+        Format("gobo3", 3 + Fraction(64, 1000), 3, "outlier", _GOBO, "gobo"),
+        Format("gobo4", 4 + Fraction(64, 1000), 4, "outlier", _GOBO, "gobo"),
+        Format("olaccel4", 4 + Fraction(16, 256) + Fraction(16 * 3, 100), 4, "outlier", _OLACCEL, "olaccel"),
         _plain("smoothquant8", 8, "int", _SMOOTH, "smooth"),
         Format("dfloat11", Fraction(11), 16, "lossless", _DFLOAT, "dfloat"),
         Format("qmoe", Fraction(4, 5), 2, "ternary", _QMOE, "qmoe"),

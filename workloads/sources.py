@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from workloads import catalogue
+from workloads import catalogue, matmul_free
 from workloads.errors import WorkloadError, nearest
 from workloads.format import parse_format
 from workloads.graph import SCHEMA, Graph, Operator, Segment, Tensor
@@ -293,6 +293,8 @@ def _model_graph(
     cache_dir: str | os.PathLike[str] | None,
     progress: Callable[[str], None] | None,
 ) -> Graph:
+    if config["model_type"] == matmul_free.MODEL_TYPE:
+        return matmul_free.build(config, name=name, where=where, **request)
     is_catalogue = name in catalogue.MODELS and where == name
     if is_catalogue and (shipped := shipped_trace(name, request)).is_file():
         return Graph.from_json(_read_json(shipped), where=str(shipped))

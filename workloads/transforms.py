@@ -7,7 +7,6 @@ from dataclasses import replace
 from workloads.format import Format, parse_format
 from workloads.graph import Graph, Operator, Segment, Tensor
 
-
 _WEIGHTS = "weights of linear layers and experts in"
 _INPUTS = "inputs of these linear layers in"
 """How the notes begin that a later format of the same tensors replaces."""

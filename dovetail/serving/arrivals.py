@@ -99,7 +99,8 @@ def read_trace(path: Path, most: int | None = None) -> Requests:
         place = next((i for i, cell in enumerate(header) if cell in known), None)
         if place is None:
             raise ServingError(
-                f"{path}:1: expected a line that names the columns {', '.join(COLUMNS)}, found {','.join(header) or 'nothing'}; {column} is missing"
+                f"{path}:1: expected a line that names the columns {', '.join(COLUMNS)}, found {','.join(header) or 'nothing'}; {column} "
+                "is missing"
             )
         places[column] = place
     times: list[int] = []

@@ -49,7 +49,9 @@ def serve(
     co_processing: Annotated[
         str, typer.Option(metavar="on|off", help="Let units near memory and the others work at the same time.")
     ] = "on",
-    chunk: Annotated[str | None, _count("--chunk", "Tokens of prompts per iteration, at most. Default: whole prompts.")] = None,
+    chunk: Annotated[
+        str | None, _count("--chunk", "Tokens of prompts per iteration, at most. Default: whole prompts, up to 16384.")
+    ] = None,
     weights: Annotated[str | None, typer.Option(metavar="FORMAT", help="Format of weights.")] = None,
     acts: Annotated[str | None, typer.Option(metavar="FORMAT", help="Format of activations.")] = None,
     kv: Annotated[str | None, typer.Option(metavar="FORMAT", help="Format of the KV cache.")] = None,

@@ -3,14 +3,14 @@
 An iteration runs the products and vector work of all tokens (`dense`), the head of the model for every sequence that gets a
 token, attention of the decoding sequences and of the prompts, the experts with the tokens that reached them, and the collectives
 between devices. A part is timed for its exact number of tokens up to `EXACT` and for its exact batch; longer ones lie between two
-sizes that are (an eighth of an octave apart), on the straight line.
+sizes that are (a sixteenth of an octave apart): on the straight line, experts at the upper one, because their tiles are whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -164,15 +164,15 @@ class StepCosts:
         self._body, self._tail = self._graph.segments[: last + 1], self._graph.segments[last + 1 :]
         if self.experts and not self.slice_experts and self.experts % self.devices:
             raise ServingError(
-                f"{self.model.name}: {self.experts} experts cannot be spread evenly over {self.devices} devices; slice each of them instead "
-                "(--slice-experts), or use a number of devices that divides them"
+                f"{self.model.name}: {self.experts} experts cannot be spread evenly over {self.devices} devices; slice each of them "
+                "instead (--slice-experts), or use a number of devices that divides them"
             )
         if self.room < self.cache_bytes:
             gib = 2**30
             raise ServingError(
                 f"{self.model.name}: {self.devices} x {self.device.name} cannot hold it: weights take {self.weight_bytes / gib:.2f} GiB of "
-                f"{self._capacity / gib:.2f} GiB of each device, so that {max(0, self.room) / gib:.2f} GiB are left for keys and values; use "
-                "more devices or a narrower format (--weights)"
+                f"{self._capacity / gib:.2f} GiB of each device, so that {max(0, self.room) / gib:.2f} GiB are left for keys and values; "
+                "use more devices or a narrower format (--weights)"
             )
 
     @property
@@ -297,18 +297,21 @@ class StepCosts:
         fs = sum(part.plan.latency_fs * part.count for part in compiled.kernels)
         return Cost(fs, joules(compiled)[0])
 
-    def _between(self, key: tuple[Hashable, ...], size: int, make: Callable[[int], Cost]) -> Cost:
-        """The cost at `size`, exact up to `EXACT`, else on the line between the two sizes around it that are."""
+    def _between(self, key: tuple[Hashable, ...], size: int, make: Callable[[int], Cost], tiles: bool = False) -> Cost:
+        """The cost at `size`, exact up to `EXACT`, else on the line between the two sizes around it that are; the next one's where
+        whole `tiles` count."""
         if size <= 0:
             return NOTHING
         if size <= EXACT:
             return self._cost((*key, size), lambda: make(size))
-        step = 1 << (size.bit_length() - 4)
+        step = 1 << (size.bit_length() - 5)
         low = size // step * step
         one = self._cost((*key, low), lambda: make(low))
         if low == size:
             return one
         two = self._cost((*key, low + step), lambda: make(low + step))
+        if tiles:
+            return two
         far = size - low
         joules = None if one.joules is None or two.joules is None else one.joules + (two.joules - one.joules) * far / step
         return Cost(one.fs + (two.fs - one.fs) * far // step, joules)
@@ -398,7 +401,7 @@ class StepCosts:
         """One expert for `tokens` rows on one device: by the `host` units, the units `near` memory, or those from one `bundle` alone."""
         device = {"host": self.host, "near": self.near, "bundle": self._one_bundle}[side]
         assert device is not None
-        return self._between(("expert", side), tokens, lambda n: self._map(resized(self._expert_template, n), device))
+        return self._between(("expert", side), tokens, lambda n: self._map(resized(self._expert_template, n), device), True)
 
     def _table(self, side: str, counts: Counts) -> tuple[Counts, np.ndarray[Any, np.dtype[np.float64]]]:
         """Femtoseconds and joules (nan where unknown) of experts with these numbers of rows."""
@@ -420,10 +423,18 @@ class StepCosts:
         `counts` are rows of every expert, [layers, experts]. Each device has a part of the experts (or a slice of every one); a
         layer ends when the last device does.
         """
+        fs, joules, near_rows = self._expert_layers(counts)
+        energy = float(joules.sum())
+        cost = Cost(int(fs.sum()), None if np.isnan(energy) else energy)
+        return cost, float(near_rows.sum()) / max(1, int(counts.sum()))
+
+    def _expert_layers(self, counts: Counts) -> tuple[Counts, np.ndarray[Any, np.dtype[np.float64]], Counts]:
+        """Femtoseconds, joules of all devices and rows at units near memory, for every layer."""
         mine = counts.reshape(counts.shape[0], 1 if self.slice_experts else self.devices, -1)
+        ranks = self.devices if self.slice_experts else 1
         host, host_joules = self._table("host", mine)
         if self.near is None or self._near_unit is None:
-            return self._layers(host.sum(axis=2), host_joules.sum(axis=(1, 2)).sum()), 0.0
+            return host.sum(axis=2).max(axis=1), host_joules.sum(axis=(1, 2)) * ranks, np.zeros(len(counts), dtype=np.int64)
         near, near_joules = self._table("near", mine)
         bundle, _ = self._table("bundle", mine)
         into, taken = self._sections(mine.shape[2])
@@ -435,9 +446,8 @@ class StepCosts:
             fs = np.where(self._prefixes(rows, taken), fs, _NEVER)
         chosen = fs.argmin(axis=-1)
         at_near = taken.T[chosen]
-        joules = float(np.where(at_near, near_joules @ into, host_joules @ into).sum())
-        share = float((rows * at_near).sum()) / max(1, int(rows.sum()))
-        return self._layers(fs.min(axis=-1), joules), share
+        joules = np.where(at_near, near_joules @ into, host_joules @ into).sum(axis=(1, 2)) * ranks
+        return fs.min(axis=-1).max(axis=1), joules, (rows * at_near).sum(axis=(1, 2))
 
     def _sections(self, experts: int) -> tuple[Counts, np.ndarray[Any, np.dtype[np.bool_]]]:
         """Which section every expert of a device lies in, [experts, sections], in turns, and the ways to give sections to units near
@@ -458,10 +468,6 @@ class StepCosts:
         allowed = np.zeros((*rows.shape[:-1], taken.shape[1]), dtype=bool)
         np.put_along_axis(allowed, first, True, axis=-1)
         return allowed
-
-    def _layers(self, fs: Counts, joules: float) -> Cost:
-        energy = float(joules) * (self.devices if self.slice_experts else 1)
-        return Cost(int(fs.max(axis=1).sum()), None if np.isnan(energy) else energy)
 
     # Collectives ------------------------------------------------------------------------------------------------------------
     def collectives(self, tokens: int, sequences: int) -> int:
@@ -498,6 +504,25 @@ class StepCosts:
             joules = None if joules is None or found.joules is None else joules + found.joules
         return Spent(sum(parts.values()), joules, parts)
 
+    def stretch(self, decoding: int, keys: int, experts: Sequence[Counts | None]) -> list[Spent]:
+        """Iterations in a row that only decode the same sequences, one for each entry of `experts`: the same as `step` for each."""
+        if self.experts and len(experts) > 1:
+            each = [np.asarray(counts) for counts in experts]
+            fs, joules, _ = self._expert_layers(np.concatenate(each))
+            layers = len(each[0])
+            times, energies = fs.reshape(-1, layers).sum(axis=1).tolist(), joules.reshape(-1, layers).sum(axis=1).tolist()
+        found = []
+        for number, counts in enumerate(experts):
+            work = Iteration(decoding, keys + number * decoding, (), decoding, counts)
+            if not self.experts or len(experts) == 1:
+                found.append(self.step(work))
+                continue
+            parts, rest = self._remember(("step", (work.decoding, work.keys, (), decoding)), partial(self._parts, work))
+            parts = {**parts, "experts": times[number]}
+            energy = energies[number]
+            found.append(Spent(sum(parts.values()), None if rest is None or np.isnan(energy) else rest + energy, parts))
+        return found
+
     def _parts(self, work: Iteration) -> tuple[dict[str, int], float | None]:
         dense, head = self.dense(work.tokens), self.head(work.sequences)
         attention = NOTHING
@@ -513,8 +538,8 @@ class StepCosts:
     def notes(self) -> tuple[str, ...]:
         """What the costs assume."""
         found = [
-            f"parts of an iteration are mapped onto {self.device.name} and timed like any workload, one after the other; beyond {EXACT} tokens "
-            "between two sizes an eighth of an octave apart",
+            f"parts of an iteration are mapped onto {self.device.name} and timed like any workload, one after the other; beyond {EXACT} "
+            "tokens between two sizes a sixteenth of an octave apart",
             "decoding sequences share their attention evenly: its cost is that of their mean context",
         ]
         if self.devices > 1:
@@ -537,8 +562,8 @@ class StepCosts:
             )
         if self.bundles > 1:
             found.append(
-                f"keys and values lie in {SECTIONS_OF_CACHE} of {self.bundles} memory sections, those of prompts in the other one until their "
-                "prompt is done; experts lie in all of them in turns"
+                f"keys and values lie in {SECTIONS_OF_CACHE} of {self.bundles} memory sections, those of prompts in the other one until "
+                "their prompt is done; experts lie in all of them in turns"
             )
         return tuple(found)
 

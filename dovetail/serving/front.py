@@ -59,6 +59,7 @@ def serve(
     """
     from dovetail.serving import routing as routes
     from dovetail.serving.report import ServingReport
+    from dovetail.serving.server import WHOLE_PROMPTS
     from dovetail.serving.server import serve as run
 
     for name, value in (("--requests", requests), ("--max-batch", max_batch), ("--chunk", 1 if chunk is None else chunk)):
@@ -82,7 +83,9 @@ def serve(
     served = run(costs, wanted, max_batch, route, chunk, progress)
     notes = (
         *costs.notes,
-        "a request joins when keys and values of all its tokens fit beside those of the others; activations are not reserved; nothing is preempted",
+        "a request joins when keys and values of all its tokens fit beside those of the others; activations are not reserved",
+        "nothing is preempted",
+        f"prompts are processed {'whole, together' if chunk is None else 'in chunks,'} up to {chunk or WHOLE_PROMPTS} tokens per iteration",
         *((f"experts are routed {routing}",) if costs.experts else ()),
     )
     return ServingReport(
@@ -95,7 +98,9 @@ def serve(
         },
         requests=wanted,
         served=served,
-        capacity={"tokens": costs.tokens_held, "bytes": costs.room, "weight_bytes": costs.weight_bytes, "bytes_per_token": costs.cache_bytes},
+        capacity={
+            "tokens": costs.tokens_held, "bytes": costs.room, "weight_bytes": costs.weight_bytes, "bytes_per_token": costs.cache_bytes,
+        },
         notes=notes,
         elapsed_s={"load": ready - start, "serve": time.perf_counter() - ready},
         mapped=costs.compiled,
@@ -125,10 +130,7 @@ def step_costs(
     target = load(device) if isinstance(device, str) else device
     if settings:
         target = target.with_settings(settings)
-    if isinstance(model, str):
-        graph = workloads.load(model, phase="decode", batch=1, context=TEMPLATE_CONTEXT, progress=progress)
-    else:
-        graph = model
+    graph = workloads.load(model, phase="decode", batch=1, context=TEMPLATE_CONTEXT, progress=progress) if isinstance(model, str) else model
     if graph.phase != "decode" or graph.batch != 1 or graph.tokens != 1:
         raise ServingError(
             f"{graph.name}: expected a model, or the decode step of one sequence, found {graph.phase} of batch {graph.batch}"

@@ -142,8 +142,9 @@ class ServingReport:
         rate, kv = data["throughput"], data["kv"]
         several = f"{self.devices} x " if self.devices > 1 else ""
         lines = [
-            f"{self.model} on {several}{self.device}: {digits(rate['output_tokens_per_s'])} tokens/s, {digits(rate['requests_per_s'])} requests/s"
-            f" ({data['finished']} of {data['requests']} requests in {seconds(data['duration_s'])}, {integer(data['iterations'])} iterations)",
+            f"{self.model} on {several}{self.device}: {digits(rate['output_tokens_per_s'])} tokens/s, "
+            f"{digits(rate['requests_per_s'])} requests/s ({data['finished']} of {data['requests']} requests in "
+            f"{seconds(data['duration_s'])}, {integer(data['iterations'])} iterations)",
         ]
         for name, key in (("first token", "ttft_s"), ("between tokens", "tbt_s"), ("whole answer", "e2e_s")):
             if (found := data[key]) is not None:
@@ -152,12 +153,12 @@ class ServingReport:
         parts = ", ".join(f"{percent(share)} {name}" for name, share in sorted(data["time"].items(), key=lambda item: -item[1]))
         lines.append(f"{'time':<15} {parts}")
         lines.append(
-            f"{'batch':<15} {digits(data['batch']['mean'])} decoding on average, {data['batch']['max']} at most; {data['mixed_iterations']} iterations "
-            "with prompts"
+            f"{'batch':<15} {digits(data['batch']['mean'])} decoding on average, {data['batch']['max']} at most; "
+            f"{data['mixed_iterations']} iterations with prompts"
         )
         lines.append(
-            f"{'memory':<15} weights {capacity(kv['weight_bytes'])} and up to {integer(kv['peak_tokens'])} of {integer(kv['tokens'])} tokens of keys and "
-            "values per device"
+            f"{'memory':<15} weights {capacity(kv['weight_bytes'])} and up to {integer(kv['peak_tokens'])} of {integer(kv['tokens'])} "
+            "tokens of keys and values per device"
         )
         if data["energy_j"] is None:
             lines.append(f"{'energy':<15} not modelled: the device states too few energies")

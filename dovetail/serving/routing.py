@@ -31,6 +31,8 @@ class Routing(Protocol):
 
     def draw(self, tokens: int) -> Counts: ...
 
+    def several(self, tokens: int, times: int) -> list[Counts]: ...
+
 
 def parse(text: str, layers: int, experts: int, top_k: int, rng: np.random.Generator) -> Routing:
     """`uniform`, `zipf:S`, or the path of a trace. Raises `ServingError`."""
@@ -91,12 +93,13 @@ class Independent:
                     chance = chance * self.shares[:, expert] / np.maximum(left, 1e-300)
                     left = left - self.shares[:, expert]
                 odds[:, column] += chance
-        return odds / odds.sum(axis=1, keepdims=True)
+        shares: np.ndarray[Any, Any] = odds / odds.sum(axis=1, keepdims=True)
+        return shares
 
     def draw(self, tokens: int) -> Counts:
         """Rows of every expert for so many tokens, [layers, experts]."""
         subsets = self._subsets
-        if subsets is not None and (tokens >= 8 or len(subsets) <= 64):
+        if subsets is not None and len(subsets) <= max(64, tokens * self.experts // 4):
             if len(self._odds) == 1:
                 drawn = self.rng.multinomial(tokens, self._odds[0], size=self.layers)
             else:
@@ -107,9 +110,18 @@ class Independent:
                 keys = np.log(self.shares)[:, None, :] + self.rng.gumbel(size=(self.layers, tokens, self.experts))
             chosen = np.argpartition(-keys, self.top_k - 1, axis=2)[..., : self.top_k].reshape(self.layers, -1)
             offsets = np.arange(self.layers)[:, None] * self.experts
-            return np.bincount((chosen + offsets).ravel(), minlength=self.layers * self.experts).reshape(self.layers, self.experts)
+            counts = np.bincount((chosen + offsets).ravel(), minlength=self.layers * self.experts)
+            return counts.reshape(self.layers, self.experts)
         shares = np.broadcast_to(self.shares, (self.layers, self.experts))
         return np.stack([self._one_by_one(tokens, row) for row in shares])
+
+    def several(self, tokens: int, times: int) -> list[Counts]:
+        """What so many draws give."""
+        subsets = self._subsets
+        if times > 1 and len(self.shares) == 1 and subsets is not None and len(subsets) <= max(64, tokens * self.experts // 4):
+            drawn = self.rng.multinomial(tokens, self._odds[0], size=self.layers * times) @ subsets
+            return list(np.asarray(drawn, dtype=np.int64).reshape(times, self.layers, self.experts))
+        return [self.draw(tokens) for _ in range(times)]
 
     def _one_by_one(self, tokens: int, shares: np.ndarray[Any, Any]) -> Counts:
         """Expert by expert without regard to which tokens have chosen it, none of them more often than there are tokens."""
@@ -150,6 +162,9 @@ class Replay:
         found = turns * sums[-1] + (sums[end] - sums[self.at] if end <= size else sums[-1] - sums[self.at] + sums[end - size])
         self.at = end % size
         return np.asarray(found)
+
+    def several(self, tokens: int, times: int) -> list[Counts]:
+        return [self.draw(tokens) for _ in range(times)]
 
 
 def read_trace(path: Path, layers: int, experts: int, top_k: int) -> Counts:

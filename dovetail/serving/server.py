@@ -21,6 +21,10 @@ from dovetail.serving.routing import Routing
 from mapper.stop import Stop, interruptible
 
 FS_PER_NS = 1_000_000
+STRETCH = 64
+"""Iterations in a row, at most, that are costed at once where nobody can join or leave."""
+WHOLE_PROMPTS = 16384
+"""Tokens up to which several whole prompts are processed in one iteration; a longer one has an iteration to itself."""
 
 
 @dataclass
@@ -48,9 +52,9 @@ def check_fit(costs: StepCosts, requests: Requests) -> None:
         if prompt + output > most:
             need = (prompt + output) * costs.cache_bytes
             raise ServingError(
-                f"request {number} ({prompt} + {output} tokens) needs {need / 2**30:.2f} GiB of keys and values on each of {costs.devices} x "
-                f"{costs.device.name}, which have {costs.room / 2**30:.2f} GiB for them beside weights: {need - costs.room} B short, {most} tokens "
-                "fit; use more devices, shorter requests or a narrower cache (--kv)"
+                f"request {number} ({prompt} + {output} tokens) needs {need / 2**30:.2f} GiB of keys and values on each of "
+                f"{costs.devices} x {costs.device.name}, which have {costs.room / 2**30:.2f} GiB for them beside weights: "
+                f"{need - costs.room} B short, {most} tokens fit; use more devices, shorter requests or a narrower cache (--kv)"
             )
 
 
@@ -64,7 +68,8 @@ def serve(
 ) -> Served:
     """Serves all requests; Ctrl-C ends it with the iteration that runs, a second one at once.
 
-    `chunk` is the most tokens of prompts in an iteration (None: whole prompts). Raises `ServingError` for requests that never fit.
+    `chunk` is the most tokens of prompts in an iteration (None: whole prompts, several of them up to `WHOLE_PROMPTS`). Raises
+    `ServingError` for requests that never fit.
     """
     check_fit(costs, requests)
     total, closed = len(requests), requests.arrivals_ns is None
@@ -99,27 +104,30 @@ def serve(
             if not batch:
                 now = arrivals[upcoming]
                 continue
+            times = 1
+            if not prompting and (closed or upcoming == total or batch == max_batch):  # nobody joins before somebody leaves
+                times = min(STRETCH, min(ends) - iteration + 1)
             pieces, through = _prompts(prompting, inputs, chunk)
-            work = Iteration(
-                decoding,
-                keys,
-                pieces,
-                decoding + len(through),
-                routing.draw(decoding + sum(new for new, _ in pieces)) if routing is not None else None,
-            )
-            spent = costs.step(work)
-            for name, fs in spent.parts.items():
-                served.parts[name] = served.parts.get(name, 0) + fs
-            served.joules = None if served.joules is None or spent.joules is None else served.joules + spent.joules
-            served.starts.append(now)
-            now += max(1, round(spent.fs / FS_PER_NS))
-            served.lasts.append(now)
-            served.decoding.append(decoding)
-            served.prompts.append(work.tokens - decoding)
-            served.emitted.append(decoding + len(through))
-            served.held.append(held)
-            keys += decoding
-            leaving = ends.pop(iteration, [])
+            tokens = decoding + sum(new for new, _ in pieces)
+            routes = routing.several(tokens, times) if routing is not None else [None] * times
+            if pieces:
+                done = [costs.step(Iteration(decoding, keys, pieces, decoding + len(through), routes[0]))]
+            else:
+                done = costs.stretch(decoding, keys, routes)
+            for spent in done:
+                for name, fs in spent.parts.items():
+                    served.parts[name] = served.parts.get(name, 0) + fs
+                served.joules = None if served.joules is None or spent.joules is None else served.joules + spent.joules
+                served.starts.append(now)
+                now += max(1, round(spent.fs / FS_PER_NS))
+                served.lasts.append(now)
+            served.decoding += [decoding] * times
+            served.prompts += [tokens - decoding] * times
+            served.emitted += [decoding + len(through)] * times
+            served.held += [held] * times
+            keys += decoding * times
+            iteration += times
+            leaving = ends.pop(iteration - 1, [])
             for request in leaving:
                 decoding -= 1
                 keys -= inputs[request] + outputs[request]
@@ -130,7 +138,7 @@ def serve(
                 else:
                     decoding += 1
                     keys += inputs[request] + 1
-                    ends.setdefault(iteration + outputs[request] - 1, []).append(request)
+                    ends.setdefault(iteration + outputs[request] - 2, []).append(request)
             for request in leaving:
                 served.done[request] = now
                 batch -= 1
@@ -138,8 +146,7 @@ def serve(
                 finished += 1
                 if closed and upcoming < total:
                     arrive(now)
-            iteration += 1
-            if progress and iteration % 512 == 0 and time.monotonic() - told > 0.5:
+            if progress and time.monotonic() - told > 0.5:
                 told = time.monotonic()
                 progress(f"serving: {finished} of {total} requests, {now / NS:.1f} s simulated")
     if stop.interrupted:
@@ -149,11 +156,14 @@ def serve(
 
 def _prompts(prompting: deque[list[int]], inputs: tuple[int, ...], chunk: int | None) -> tuple[tuple[tuple[int, int], ...], list[int]]:
     """Pieces of prompts of this iteration as (new tokens, tokens attended to), and the requests whose prompt is then done."""
-    pieces, through = [], []
+    pieces: list[tuple[int, int]] = []
+    through: list[int] = []
     left = chunk
     while prompting and (left is None or left):
         entry = prompting[0]
         request, done = entry
+        if left is None and pieces and sum(new for new, _ in pieces) + inputs[request] > WHOLE_PROMPTS:
+            break
         new = inputs[request] - done if left is None else min(left, inputs[request] - done)
         pieces.append((new, done + new))
         left = None if left is None else left - new

@@ -142,7 +142,8 @@ class _Cutter:
     def _divide(self, what: str, size: int) -> int:
         if size % self.ranks:
             raise ServingError(
-                f"operator {self.op.name!r}: its {what} of {size} cannot be cut over {self.ranks} devices; use a number of devices that divides it"
+                f"operator {self.op.name!r}: its {what} of {size} cannot be cut over {self.ranks} devices; use a number of devices that "
+                "divides it"
             )
         return size // self.ranks
 

@@ -60,7 +60,7 @@ def with_generation(fields: dict[str, Any]) -> dict[str, Any]:
         else:
             out[last] = constant["value"]
         constants[path] = {**constant, "value": str(constant["value"])}
-    for path, value in data.get("tiles", {}).items():
+    for path, value in data.get("published", {}).items():
         tensor = out.get("units", {}).get("tensor")
         if isinstance(tensor, Mapping) and path not in tensor:
             out["units"] = {**out["units"], "tensor": {**tensor, path: value}}

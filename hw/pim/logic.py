@@ -84,7 +84,7 @@ class BundlePath(Sheet):
         """
         check_shape("bundle read", size_bytes=size_bytes, across=across)
         preset = self.channel.preset
-        if not 0 <= bundle or bundle + across > self.bundles:
+        if bundle < 0 or bundle + across > self.bundles:
             raise HardwareError(f"bundles {bundle} to {bundle + across - 1}: a pseudo channel has {self.bundles}, numbered from 0")
         columns = preset.row_bytes // preset.burst_bytes
         accesses = ceil(size_bytes / (self.channels * self.banks * preset.burst_bytes))

@@ -16,14 +16,15 @@ from hw.units.near_pim import NearUnit
 from hw.units.olive_mac import OliveMac
 from hw.units.pim import AimUnit, AttAccUnit, BankUnit, HbmPimUnit, NeuPimsUnit
 from hw.units.rdu import CapacityTier, Rdu
-from hw.units.shift_add import ShiftAdd
-from hw.units.simd_core import SimdCore
 from hw.units.sail import SailSlices, SimdCores
+from hw.units.shift_add import ShiftAdd
 from hw.units.softmax_stream import SoftmaxStream
 from hw.units.sram_pim_slice import SramPimSlice
+from hw.units.storage import FlashArray, StorageAttention
 from hw.units.systolic import Systolic
 from hw.units.tensor_core import TensorCore
 from hw.units.ternary_row import TernaryRow
+from hw.units.tmac_core import TmacCore
 from hw.units.vector import VectorUnit
 from hw.units.wht import Wht128
 
@@ -38,6 +39,7 @@ __all__ = [
     "CsdChain",
     "DequantStream",
     "DotArray",
+    "FlashArray",
     "FlightCore",
     "HbmPimUnit",
     "HuffmanDecode",
@@ -52,14 +54,15 @@ __all__ = [
     "OliveMac",
     "Rdu",
     "SailSlices",
-    "SimdCores",
     "ShiftAdd",
-    "SimdCore",
+    "SimdCores",
     "SoftmaxStream",
     "SramPimSlice",
+    "StorageAttention",
     "Systolic",
     "TensorCore",
     "TernaryRow",
+    "TmacCore",
     "VectorUnit",
     "Wht128",
 ]

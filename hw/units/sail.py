@@ -21,6 +21,8 @@ from hw.units.dot_array import DotArray
 from hw.units.sram_pim_slice import SramPimSlice
 from hw.work import Vector, Work
 
+CONVERT = 3
+"""SIMD operations per weight that is converted to another format."""
 WIDTHS = (2, 3, 4, 5, 6, 8)
 """Bits of weights."""
 MANTISSA, RESULT_BITS = 24, 32
@@ -32,6 +34,10 @@ class SimdCores(DotArray, kind="simd_cores", executes={"gemm"}):
     columns of a product, or take a head of attention each."""
 
     execution = "cached"
+
+    def conversion_cycles(self, weights: int) -> int:
+        """Cycles of a core to turn stored weights into another format: unpacked, made signed and scaled, a quarter of `lanes` wide."""
+        return ceil(weights * CONVERT * 4 / self.lanes)
 
 
 class SailSlices(Unit, kind="sail_slices", executes={"gemm"}):

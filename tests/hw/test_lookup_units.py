@@ -10,10 +10,10 @@ import pytest
 from dovetail import estimate
 from hw import HardwareError, devices
 from hw.units.lut_gemm import BANKS, CONFLICTS, LutGemm
-from hw.units.simd_core import TABLE_OPERATIONS, SimdCore
+from hw.units.tmac_core import TABLE_OPERATIONS, TmacCore
 from hw.work import Gemm
 
-CORE = SimdCore(ports=4, table_ports=2, multiply={"fp16xfp16": 8})
+CORE = TmacCore(ports=4, table_ports=2, multiply={"fp16xfp16": 8})
 CPUS = ("t-mac-m2-ultra", "t-mac-agx-orin", "t-mac-raspberry-pi-5", "t-mac-surface-book-3")
 
 

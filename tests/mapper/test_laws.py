@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from fractions import Fraction
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 
 import pytest
@@ -517,7 +517,9 @@ def test_a_nest_moves_the_bytes_of_its_loops_and_keeps_no_more_than_it_reserves(
     target = Target(device)
     ((_, (kernel,)),) = fuse(workload)
     space, _ = choose_space(target, kernel)
-    mapping = draw(st.sampled_from(list(space.candidates())))
+    extents = {d: getattr(space.products[0], d) for d in "mnk"}
+    short = [c for c in space.candidates() if prod(ceil(extents[d] / c.parameters[d]) for d in extents) <= 3000]
+    mapping = draw(st.sampled_from(short))
     read, written, macs, most = walk(space, mapping)
     effort = space.plan(mapping).effort
     assert (effort[target.main].read, effort[target.main].written) == (read, written)

@@ -11,7 +11,7 @@ from hw.errors import HardwareError
 from hw.units.lmma_core import LmmaCore
 from mapper import CapacityError, Mapping, MappingError, compile_graph
 from mapper.lmma import of_tables, tabled, with_tables
-from tests.mapper.cases import attention, checked, experts, graph, only, product, tensor
+from tests.mapper.cases import attention, checked, experts, graph, product, tensor
 from workloads import load, quantise
 from workloads.graph import Operator
 
@@ -91,10 +91,17 @@ def test_compute_and_traffic_of_the_lower_bound_do_not_know_how_products_are_low
 
 @settings(max_examples=25, deadline=None)
 @given(
-    m=st.integers(1, 600), k=st.integers(1, 1500), n=st.integers(1, 1500), weights=st.sampled_from(["int1", "int2", "int3", "int4", "ternary"]),
-    acts=st.sampled_from(["int8", "fp16"]), arrays=st.integers(1, 40), rows=st.integers(1, 4), depth=st.integers(2, 6), mirrored=st.booleans(),
+    m=st.integers(1, 600),
+    k=st.integers(1, 1500),
+    n=st.integers(1, 1500),
+    weights=st.sampled_from(["int1", "int2", "int3", "int4", "ternary"]),
+    acts=st.sampled_from(["int8", "fp16"]),
+    arrays=st.integers(1, 40),
+    rows=st.integers(1, 4),
+    depth=st.integers(2, 6),
+    mirrored=st.booleans(),
     bits=st.sampled_from([8, 16]),
-)  # fmt: skip
+)
 def test_any_shape_of_array_keeps_the_laws(m, k, n, weights, acts, arrays, rows, depth, mirrored, bits):
     lut = device(arrays=arrays, rows=rows, depth=depth, symmetric=mirrored, table_bits=bits)
     checked(compile_graph(product(m, k, n, acts, weights), lut))
@@ -155,6 +162,14 @@ def test_wider_weights_are_never_faster(name, tables, m):
 def test_more_arrays_are_never_slower():
     times = [checked(compile_graph(normed(m=2048), device(arrays=arrays, tables="fused"))) for arrays in (1, 2, 4, 8, 16, 32, 64)]
     assert times == sorted(times, reverse=True)
+
+
+@pytest.mark.parametrize(("name", "plain"), [("a100-lut-4x", "a100-80g"), ("a100-lut-8x", "a100-80g"), ("h100-lut-8x", "h100-sxm")])
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_a_device_without_look_ups_is_the_gpu_that_it_extends(workload, name, plain):
+    without_look_ups, gpu = (checked(compile_graph(WORKLOADS[workload], d)) for d in (device(name, tables="none"), device_called(plain)))
+    assert without_look_ups == gpu
+    assert checked(compile_graph(WORKLOADS[workload], device(name))) <= gpu
 
 
 def test_what_cannot_be_looked_up_is_multiplied():

@@ -225,11 +225,75 @@ def test_an_edited_split_replays_with_its_own_time():
         (lambda o: o["parts"][0]["placement"].update(copies=2, split="n"), r"copies: unit 'array' has 1, found 2"),
         (lambda o: o["parameters"].update(split="k"), r"split: expected one of n, m, found 'k'"),
         (lambda o: o["parts"][1].update(o["parts"][0]), r"its parts need the same unit|sizes of its parts"),
+        (lambda o: o["parts"][0]["placement"].update(share="0"), r"share: expected a share such as 1/2"),
+        (lambda o: o["parts"][0]["placement"].update(copies=1, split="q"), r"split: expected one of n, m, found 'q'"),
+        (lambda o: o["parts"][0]["placement"].update(keep="y"), r"placement has no 'keep', expected one of format"),
+        (lambda o: o["parts"][0]["placement"].update(tokens="1 2"), r"tokens belong to parts split along experts, not along n"),
+        (lambda o: o["parts"][0].update(parts=[dict(o["parts"][0])]), r"a part cannot have parts of its own"),
+        (lambda o: o.update(placement={"share": "1/2"}), r"placement has no 'share', its parts have placements of their own"),
+        (lambda o: o["parts"].pop(), r"sizes of its parts must add up to 4096 along n"),
     ],
 )
 def test_a_placement_that_cannot_be_is_refused_with_its_reason(change, message):
     with pytest.raises(MappingError, match=message):
         compile_graph(product(12, K, N), near_memory(), edited(change))
+
+
+@pytest.mark.parametrize(
+    ("index", "change", "message"),
+    [
+        (0, {"together": "other"}, r"'first': together: nothing that is independent of it and next to it runs together with 'other'"),
+        (1, {"prefetch": 64}, r"'second': prefetch: no kernel runs before it by itself that could load its weights"),
+        (0, {"prefetch": 64}, r"'first': prefetch: no kernel runs before it"),
+    ],
+)
+def test_what_runs_together_needs_a_partner_and_loads_nothing_ahead(index, change, message):
+    workload = two_products(16, shared=False)
+    document = json.loads(compile_graph(workload, near_memory()).mapping.dumps())
+    document["operators"][index]["placement"] |= change
+    with pytest.raises(MappingError, match=message):
+        compile_graph(workload, near_memory(), Mapping.loads(json.dumps(document)))
+
+
+def test_an_operator_that_is_mapped_twice_is_refused():
+    document = json.loads(compile_graph(product(12, K, N), near_memory()).mapping.dumps())
+    document["operators"] *= 2
+    with pytest.raises(MappingError, match="has operator 'gemm' more than once"):
+        compile_graph(product(12, K, N), near_memory(), Mapping.loads(json.dumps(document)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 1000, 10**9])
+def test_more_copies_than_there_is_work_are_never_slower(count):
+    few = near_memory(units={"lanes": {**near_memory().to_dict()["units"]["lanes"], "count": max(1, count // 2)}})
+    many = near_memory(units={"lanes": {**near_memory().to_dict()["units"]["lanes"], "count": count}})
+    workload = product(12, 256, 512)
+    assert checked(compile_graph(workload, many)) <= checked(compile_graph(workload, few))
+
+
+def test_units_that_would_take_hours_leave_the_work_to_others_and_alone_are_refused():
+    slow = near_memory().with_settings({"memories.dram.bandwidth": "1 B/s"})
+    assert only(compile_graph(product(12, 256, 512), slow)).plan.mapping.unit == "lanes"
+    with pytest.raises(CapacityError, match="takes hours on 'array', more femtoseconds than 64 bits hold"):
+        compile_graph(product(12, 256, 512), device_called("edge-npu").with_settings({"memories.dram.bandwidth": "1 B/s"}))
+
+
+def test_two_matrix_units_without_a_vector_unit_run_what_needs_none():
+    description = near_memory().to_dict()
+    for name in ("vector", "near_vector"):
+        del description["units"][name]
+    gone = {"vector", "near_vector"}
+    description["links"] = [link for link in description["links"] if not gone & {link["source"], link["sink"]}]
+    bare = Device.from_dict(description)
+    checked(compile_graph(product(12, 256, 512), bare))
+    with pytest.raises(MappingError, match="has no unit that executes it; add a vector unit"):
+        compile_graph(attention(4, 4, 2, 1, 100, 64), bare)
+
+
+@pytest.mark.parametrize("capacity", ["1 B", "1 KiB", "33 KiB"])
+def test_a_near_unit_with_a_tiny_scratchpad_takes_what_fits_or_nothing(capacity):
+    last = checked(compile_graph(product(12, 256, 512), near_memory().with_settings({"memories.buffer.capacity": "1 B"})))
+    device = near_memory().with_settings({"memories.buffer.capacity": capacity})
+    assert checked(compile_graph(product(12, 256, 512), device)) <= last
 
 
 def test_what_fits_on_no_unit_is_refused_with_the_missing_bytes():

@@ -33,7 +33,11 @@ def test_all_published_latencies_are_there_and_a_miss_says_why(rows):
 
 def test_what_rests_on_stated_parameters_alone_is_reproduced(rows):
     found = {row.experiment: row for row in rows}
-    for name in ("a100-lut-4x: peak rate", "a100-lut-8x: peak rate", "area of fp16 dot products over a look-up core of the same rate, W1A16"):
+    for name in (
+        "a100-lut-4x: peak rate",
+        "a100-lut-8x: peak rate",
+        "area of fp16 dot products over a look-up core of the same rate, W1A16",
+    ):
         assert found[name].status == "reproduced"
     classic = next(row for row in rows if "classic design" in row.experiment)
     assert classic.ours == 3072

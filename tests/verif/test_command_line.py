@@ -139,6 +139,56 @@ def test_an_outcome_of_other_sources_is_no_outcome(tmp_path: Path):
     assert verified("lmul", tmp_path / "missing.json") is None
 
 
+SOURCE = """
+from hw import Unit
+from hw.gemm import wrap
+
+STEP = 1
+
+class Small(Unit, kind="fingerprint_test"):
+    '''What it is.'''
+
+    def cycles(self, work):
+        return self._helper() + STEP
+
+    def _helper(self):
+        return int(wrap(1, 8))
+
+    def granularity(self):
+        return 1, 1, 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "differs"),
+    [
+        ("What it is.", "Something else.", False),
+        ("STEP = 1", "# a comment\nSTEP  =  1", False),
+        ("return 1, 1, 1", "return 2, 2, 2", False),  # only the mapper asks for this
+        ("STEP = 1", "STEP = 2", True),
+        ("wrap(1, 8)", "wrap(1, 9)", True),
+        ("from hw.gemm import wrap", "def wrap(a, b): return a", True),
+    ],
+)
+def test_an_outcome_is_tied_to_what_verification_calls_and_to_nothing_else(
+    tmp_path: Path, registry: None, before: str, after: str, differs: bool
+):
+    from dovetail.cli import load_file
+    from verif.fingerprint import fingerprint, source
+
+    def hashed(text: str, name: str) -> str:
+        (tmp_path / f"{name}.py").write_text(text)
+        load_file(tmp_path / f"{name}.py")
+        source.cache_clear()
+        fingerprint.cache_clear()
+        found = fingerprint("fingerprint_test")
+        fingerprint.cache_clear()
+        return found.replace(name, "")
+
+    assert before in SOURCE
+    assert (hashed(SOURCE, "one") != hashed(SOURCE.replace(before, after), "one")) == differs
+
+
 def test_every_unit_with_rtl_is_verified_proved_and_synthesised():
     """Of these sources: a change to a unit needs `python -m verif.status` again."""
     rows = {row["name"]: row for row in json.loads(run("units", "--json").stdout)["units"]}

@@ -31,11 +31,12 @@ from workloads.quantisers.grids import Grid
 from workloads.quantisers.integer import bipolar_matmul
 from workloads.quantisers.kivi import Kivi, hadamard
 from workloads.quantisers.olive import SEARCH, Olive, encode_pairs, kinds, pair_statistics
+from workloads.quantisers.outliers import DEVIATIONS, listed_share, representatives, stored_bits
 from workloads.quantisers.qmoe import dictionary
 from workloads.quantisers.smooth import SmoothQuant, factors
 
 ALL = quantisable()
-FIXED_SIZE = [name for name in ALL if name not in ("dfloat11", "qmoe")]
+FIXED_SIZE = [name for name in ALL if name not in ("dfloat11", "qmoe", "gobo3", "gobo4", "olaccel4")]
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 0.02) -> np.ndarray:
@@ -76,9 +77,10 @@ def test_unpacking_gives_the_codes_that_were_packed(name: str):
 
 RESCALING = {
     "olive4", "olive8", "ternary", "ternary-dense", "int1", "bcq3-g128", "shiftadd3-g128", "bitmod3", "bitmod4", "smoothquant8",
-    "kivi2", "kivi4",
+    "kivi2", "kivi4", "gobo3", "gobo4", "olaccel4",
 }  # fmt: skip
-"""Formats whose scale is a statistic (mean, deviation, least squares, fp16 minimum), so that quantised values may move once more."""
+"""Formats whose scale is a statistic (mean, deviation, least squares, fp16 minimum, a share of the values): quantised values may move
+once more."""
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in RESCALING])
@@ -598,6 +600,16 @@ def test_every_weight_has_the_nearest_sum(bits: int):
         assert np.allclose(np.abs(levels[own] - row), np.abs(levels[None] - row[:, None]).min(1), atol=1e-8)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_half_way_weights_go_to_the_higher_sum(bits: int):
+    rng = np.random.default_rng(bits)
+    w = rng.integers(-40, 41, (50, 64)).astype(np.float32) / 4  # many lie half-way between sums of whole numbers
+    scales = rng.integers(1, 9, (50, bits)).astype(np.float32)
+    for row, own, alphas in zip(w, assign(w, scales), scales, strict=True):
+        levels = signs_of(bits) @ alphas
+        assert np.array_equal(levels[own], nearest(row, sorted(set(levels.tolist())), "up"))
+
+
 def test_one_round_of_refinement_is_least_squares_for_the_signs_at_hand():
     w = normal(6, 128, seed=4)
     start = greedy(w, 3)
@@ -626,6 +638,63 @@ def test_scales_of_shift_add_are_powers_of_two():
     levels = np.unique(np.abs(quantiser("shiftadd3-g128").dequantise(quantised)))
     sums = {abs(float(s)) for row in scales.reshape(-1, 3) for s in signs_of(3) @ row}
     assert all(any(abs(level - s) < 1e-9 for s in sums) for level in levels)
+
+
+# Listed outliers ------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["gobo3", "gobo4", "olaccel4"])
+@pytest.mark.parametrize("spec", ["gaussian:256x512", "outliers:64x256", "student-t:33x77"])
+def test_listed_outliers_cost_their_places_and_values(name: str, spec: str):
+    quantised = quantiser(name).quantise(distribution(spec, 2))
+    packed = pack(quantised)
+    share = listed_share(quantised.fields)
+    size = prod(quantised.shape)
+    expected = stored_bits(parse_format(name), share) * size / 8
+    assert expected - 1 <= packed.size_bytes <= expected + 4  # whole bytes, and a count for the last places
+    if spec == "gaussian:256x512":
+        assert packed.bits_per_value == pytest.approx(float(parse_format(name).bits), abs=0.02)
+
+
+def test_gobo_keeps_exactly_the_values_beyond_its_deviations():
+    values = distribution("student-t:128x256", 3)
+    quantised = quantiser("gobo3").quantise(values)
+    far = np.abs(values - values.mean(dtype=np.float64)) > DEVIATIONS * values.std(dtype=np.float64)
+    assert 0 < far.sum() < 0.02 * values.size
+    assert np.array_equal(quantised.fields["place"].values, np.flatnonzero(far))
+    restored = quantiser("gobo3").dequantise(quantised)
+    assert np.array_equal(restored[far], values[far])
+    table = quantised.fields["table"].values.view(np.float32)
+    assert np.array_equal(restored[~far], nearest(values[~far], [float(v) for v in table], "up").astype(np.float32))
+
+
+def test_representatives_lie_near_the_means_of_their_values_and_closer_than_equal_shares_do():
+    values = normal(50000, seed=4)
+    table = representatives(values, 3)
+    cells = np.searchsorted((table[1:] + table[:-1]) / 2, values, "right")
+    assert np.allclose(table, [values[cells == i].mean() for i in range(8)], atol=0.05 * values.std())  # it stops where distances do
+    even = np.array_split(np.sort(values), 8)  # where the search starts
+    first = np.array([part.mean() for part in even])
+    start = np.searchsorted((first[1:] + first[:-1]) / 2, values, "right")
+    assert np.abs(values - table[cells]).sum() < np.abs(values - first[start]).sum()
+
+
+def test_representatives_of_few_values_are_those():
+    values = np.repeat(np.float32([-2, -1, 0.5, 3]), 100)
+    assert set(representatives(values, 2).tolist()) == {-2, -1, 0.5, 3}
+    assert np.array_equal(quantiser("gobo3").round_trip(values.reshape(4, 100)).ravel(), values)
+
+
+def test_olaccel_lists_the_largest_three_percent_with_eight_bits_of_the_same_unit():
+    values = distribution("student-t:100x100", 5)
+    quantised = quantiser("olaccel4").quantise(values)
+    restored = quantiser("olaccel4").dequantise(quantised)
+    ordered = np.sort(np.abs(values).ravel())
+    limit = ordered[-301]  # 300 of 10,000 are larger
+    unit = np.float32(limit / 7)
+    expected = np.rint(values / unit)
+    large = np.abs(values) > limit
+    assert large.sum() == quantised.fields["place"].values.size == 300
+    whole = np.where(large, np.clip(expected, -127, 127), np.clip(expected, -7, 7))
+    assert np.allclose(restored, whole * unit, rtol=1e-6)
 
 
 # SmoothQuant ------------------------------------------------------------------------------------------------------------------------

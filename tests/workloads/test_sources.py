@@ -100,7 +100,7 @@ def test_an_unknown_model_is_refused_with_the_nearest(wrong, right):
 
 def test_names_are_sorted_and_described():
     assert list(names()) == sorted(names())
-    assert len(names()) == 27
+    assert len(names()) == 30
     for name in names():
         row = catalogue.describe(name)
         assert (row.name, bool(row.source)) == (name, True)

@@ -39,6 +39,7 @@ class Driver:
         for word in words:
             while next(self.stalls):
                 self.stream.valid.value = 0
+                self.stream.payload.value = ~word & ((1 << len(self.stream.payload)) - 1)  # what is not offered must not matter
                 await RisingEdge(self.stream.clock)
                 self.seen("idle")
             self.stream.valid.value = 1

@@ -60,5 +60,7 @@ def sums_and_pairs(left: Codes, right: Codes, bits: int) -> Identities:
 
 
 def count(identities: list[Identities]) -> int:
-    """Distinct ones among all."""
-    return len(np.unique(np.concatenate(identities)))
+    """Distinct ones among all. Sorting is several times faster here than numpy's `unique`, which hashes."""
+    found = np.concatenate(identities)
+    found.sort()
+    return int(np.count_nonzero(found[1:] != found[:-1])) + min(len(found), 1)

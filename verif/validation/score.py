@@ -9,6 +9,7 @@ import numpy as np
 
 from hw.device import Device
 from hw.devices import FOLDER, load
+from hw.errors import HardwareError
 from hw.generations import names as generations
 from mapper.errors import MappingError
 from verif.validation.baselines import BASELINES, fit
@@ -60,7 +61,7 @@ def evaluate(measurements: Iterable[Measurement], *, leave_one_device_out: bool 
         try:
             seconds = predictors[name].seconds(measurement)
             foreign = others[name].seconds(measurement) if leave_one_device_out else 0.0
-        except MappingError as error:
+        except (MappingError, HardwareError) as error:
             reason = f"{name} {measurement.operator} {measurement.dtype}: {error}"
             refused[reason] = refused.get(reason, 0) + 1
             continue

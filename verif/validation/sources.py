@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -29,16 +30,17 @@ Row = Mapping[str, str]
 
 
 def read(folder: Path) -> tuple[list[Measurement], dict[str, int]]:
-    """Every measurement below `folder`, and the number of rows that are not predicted, by what they are.
+    """Every measurement below `folder` (or in it, if it is a file), and the number of rows that are not predicted, by what they are.
 
     Raises `MeasurementError` for a folder without any file that is known, and for every mistake in a file.
     """
     found: list[Measurement] = []
     other: dict[str, int] = {}
     seen = False
-    if not folder.is_dir():
+    if not folder.exists():
         raise MeasurementError(f"--data: {folder}: no such folder")
-    for path in sorted(p for p in folder.rglob("*") if p.name.endswith((".csv", ".csv.gz"))):
+    files = [folder] if folder.is_file() else folder.rglob("*")
+    for path in sorted(p for p in files if p.name.endswith((".csv", ".csv.gz"))):
         reader = _reader(path)
         if reader is None:
             count = sum(1 for _ in _rows(path, ()))
@@ -90,17 +92,20 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Measurement | str]] | None:
 def _open(path: Path) -> Iterator[str]:
     try:
         if path.name.endswith(".gz"):
-            with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
                 yield from file
         else:
-            with path.open(encoding="utf-8", newline="") as file:
+            with path.open(encoding="utf-8-sig", newline="") as file:
                 yield from file
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise MeasurementError(f"{path}: cannot be read ({error})") from None
 
 
 def _header(path: Path) -> list[str]:
-    return next(csv.reader(_open(path)), [])
+    header = next(csv.reader(_open(path)), None)
+    if header is None:
+        raise MeasurementError(f"{path}: row 1: expected a header, found an empty file")
+    return header
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Row]]:
@@ -168,7 +173,7 @@ def own(path: Path) -> Iterator[Measurement | str]:
         for size in SHAPES[operator]:
             if size not in row:
                 raise MeasurementError(f"{place}: column {size!r} is missing, which {operator} needs{nearest(size, header)}")
-            shape[size] = _size(place, row, size)
+            shape[size] = _size(place, row, size, 2 if size == "ranks" else 1)
         if operator.startswith("attention"):
             if shape["queries"] > shape["keys"]:
                 raise MeasurementError(f"{place}: column queries: expected at most keys = {shape['keys']}, found {shape['queries']}")

@@ -23,6 +23,7 @@ from workloads.quantisers.floats import Cast, Scaled
 from workloads.quantisers.integer import Asymmetric, Binary, Bipolar, Symmetric, Ternary
 from workloads.quantisers.kivi import Kivi
 from workloads.quantisers.olive import Olive
+from workloads.quantisers.outliers import Gobo, OlAccel
 from workloads.quantisers.qmoe import QMoe
 from workloads.quantisers.report import ErrorReport, distribution, errors, report
 from workloads.quantisers.shared import BlockFloat, Mx, NvFp4
@@ -50,6 +51,8 @@ SCHEMES: dict[str, Callable[[Format], Quantiser]] = {
     "smooth": SmoothQuant,
     "dfloat": DFloat11,
     "qmoe": QMoe,
+    "gobo": Gobo,
+    "olaccel": OlAccel,
 }
 
 

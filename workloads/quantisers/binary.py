@@ -33,8 +33,8 @@ def greedy(rows: Array, bits: int) -> Array:
     """[groups, q] scales: each the mean magnitude of what those before leave."""
     rest, scales = rows.copy(), np.empty((len(rows), bits), np.float32)
     for i in range(bits):
-        scales[:, i] = np.abs(rest).mean(axis=1, dtype=np.float64)
-        rest -= np.where(rest >= 0, scales[:, i : i + 1], -scales[:, i : i + 1])
+        scales[:, i] = np.abs(rest).mean(axis=1)
+        rest -= np.copysign(scales[:, i : i + 1], rest)
     return scales
 
 
@@ -51,31 +51,66 @@ def refine(rows: Array, scales: Array, rounds: int = ROUNDS) -> Array:
     width = 1 << size.bit_length()  # a power of two above the size, so that a search never leaves its row
     ordered = np.pad(ordered, ((0, 0), (0, width - size)), constant_values=np.inf)
     signs = signs_of(bits)[1 << (bits - 1) :].astype(np.float64)  # one of each pair: the last scale added
-    first, second = np.triu_indices(bits, 1)
-    squares = signs[:, first] * signs[:, second]
-    gram = np.tile((1 + RIDGE) * size * np.eye(bits), (len(rows), 1, 1))
-    scales = scales.astype(np.float64)
+    scales = np.ascontiguousarray(scales.T, np.float64)  # [q, groups], as all that follows: long rows
     active = np.arange(len(rows))
     for _ in range(rounds):
-        levels = _product(scales[active], signs.T)
-        order = np.argsort(np.abs(levels), axis=1, kind="stable")
-        levels = np.take_along_axis(levels, order, axis=1)
-        size_of = np.abs(levels)
-        cuts = _count_below(ordered, active, ((size_of[:, 1:] + size_of[:, :-1]) / 2).astype(np.float32))
-        edges = np.concatenate([np.zeros((len(cuts), 1), np.int64), cuts, np.full((len(cuts), 1), size)], axis=1)
-        totals = np.diff(sums.ravel().take((active * (size + 1))[:, None] + edges), axis=1)
+        old = scales[:, active]
+        levels = _sums(old)
+        order = np.argsort(np.abs(levels).T, axis=1, kind="stable").T
+        levels = np.take_along_axis(levels, order, axis=0)
+        magnitudes = np.abs(levels)
+        cuts = _count_below(ordered, active, ((magnitudes[1:] + magnitudes[:-1]) / 2).astype(np.float32))
+        edges = np.concatenate([np.zeros((1, len(active)), np.int64), cuts, np.full((1, len(active)), size)])
+        totals = np.diff(sums.ravel().take(active * (size + 1) + edges), axis=0)
         counted, totalled = np.empty(order.shape), np.empty(order.shape)
-        np.put_along_axis(counted, order, np.diff(edges, axis=1), axis=1)
-        np.put_along_axis(totalled, order, np.where(levels < 0, -totals, totals), axis=1)
-        own = gram[: len(active)]
-        own[:, first, second] = own[:, second, first] = _product(counted, squares)
-        found = np.linalg.solve(own, _product(totalled, signs)[..., None])[..., 0]
-        moved = np.abs(found - scales[active]).max(axis=1) > SETTLED * np.abs(found).max(axis=1)
-        scales[active] = found
+        np.put_along_axis(counted, order, np.diff(edges, axis=0), axis=0)
+        np.put_along_axis(totalled, order, np.where(levels < 0, -totals, totals), axis=0)
+        gram = {(i, j): _signed(counted, signs[:, i] * signs[:, j]) for i in range(bits) for j in range(i)}
+        gram |= {(i, i): np.full(len(active), (1 + RIDGE) * size) for i in range(bits)}
+        found = _solved(gram, [_signed(totalled, signs[:, i]) for i in range(bits)])
+        moved = np.abs(found - old).max(axis=0) > SETTLED * np.abs(found).max(axis=0)
+        scales[:, active] = found
         active = active[moved]
         if not len(active):
             break
-    return scales.astype(np.float32)
+    return np.ascontiguousarray(scales.T, np.float32)
+
+
+def _sums(scales: Array) -> Array:
+    """[2^(q - 1), groups] sums of scales [q, groups] with the signs of the upper half of the codes."""
+    levels = scales[-1:]
+    for own in scales[-2::-1]:  # codes count the first scale fastest
+        levels = np.stack([levels - own, levels + own], axis=1).reshape(-1, scales.shape[1])
+    return levels
+
+
+def _signed(values: Array, signs: Array) -> Array:
+    """Rows added or subtracted, as their signs say."""
+    out = values[0] * signs[0]
+    for row, sign in zip(values[1:], signs[1:], strict=True):
+        (np.add if sign > 0 else np.subtract)(out, row, out=out)
+    return np.asarray(out)
+
+
+def _solved(gram: dict[tuple[int, int], Array], right: list[Array]) -> Array:
+    """[q, groups] solutions of positive definite systems whose lower triangles are vectors over the groups, by Cholesky's method."""
+    size, root = len(right), dict(gram)
+    answer = list(right)
+    for j in range(size):
+        for k in range(j):
+            root[j, j] = root[j, j] - root[j, k] ** 2
+            answer[j] = answer[j] - root[j, k] * answer[k]
+        root[j, j] = np.sqrt(np.maximum(root[j, j], np.finfo(np.float64).tiny))
+        answer[j] = answer[j] / root[j, j]
+        for i in range(j + 1, size):
+            for k in range(j):
+                root[i, j] = root[i, j] - root[i, k] * root[j, k]
+            root[i, j] = root[i, j] / root[j, j]
+    for j in reversed(range(size)):
+        for i in range(j + 1, size):
+            answer[j] = answer[j] - root[i, j] * answer[i]
+        answer[j] = answer[j] / root[j, j]
+    return np.stack(answer)
 
 
 def _product(left: Array, right: Array) -> Array:
@@ -84,27 +119,36 @@ def _product(left: Array, right: Array) -> Array:
 
 
 def _count_below(ordered: Array, rows: Array, cuts: Array) -> Array:
-    """How many of the ascending values of some rows lie below each of their cuts; rows end in infinities and are a power of two long."""
+    """How many of the ascending values of some rows lie below each of their cuts [cuts, rows]; rows end in infinities and are a power
+    of two long."""
     width = ordered.shape[1]
-    flat, base = ordered.ravel(), (rows * width)[:, None] - 1
-    position, step = np.zeros(cuts.shape, np.int64), width >> 1
+    flat, base = ordered.ravel(), rows * width - 1
+    position = np.zeros(cuts.shape, np.int64) + base
+    step = width >> 1
     while step:
-        position += step * (flat.take(base + position + step) < cuts)
+        position += step * (flat.take(position + step) < cuts)
         step >>= 1
-    return position
+    return np.asarray(position - base)
 
 
 def assign(rows: Array, scales: Array) -> Array:
     """Codes of the nearest sums; half-way weights go to the higher one."""
-    levels = _product(scales, signs_of(scales.shape[1]).T)
-    order = np.argsort(levels, axis=1, kind="stable")
+    half = 1 << (scales.shape[1] - 1)
+    levels = _sums(np.ascontiguousarray(scales.T)).T
+    order = np.argsort(np.abs(levels), axis=1, kind="stable")
     levels = np.take_along_axis(levels, order, axis=1)
-    middles = (levels[:, 1:] + levels[:, :-1]) * np.float32(0.5)
+    codes = np.where(levels < 0, half - 1 - order, half + order).astype(np.uint8)  # of sums above zero, in their order
+    magnitudes = np.abs(levels)
+    middles = (magnitudes[:, 1:] + magnitudes[:, :-1]) * np.float32(0.5)
+    negative = rows < 0
+    own = np.abs(rows, dtype=np.float32)
+    own.view(np.int32)[...] -= negative  # the next smaller number: half-way below zero the higher sum is that of less magnitude
     cell = np.zeros(rows.shape, np.uint8)
     for i in range(middles.shape[1]):
-        cell += rows >= middles[:, i : i + 1]
-    flat = cell + (np.arange(len(rows), dtype=np.int32) * order.shape[1])[:, None]
-    return np.asarray(order.astype(np.uint8).ravel().take(flat))
+        cell += own >= middles[:, i : i + 1]
+    flat = cell + (np.arange(len(rows), dtype=np.int32) * half)[:, None]
+    found = codes.ravel().take(flat)
+    return np.asarray(found ^ (negative * np.uint8(2 * half - 1)))
 
 
 def power_of_two(values: Array, terms: int = 1) -> Array:

@@ -15,8 +15,10 @@ from hw.devices import load
 from verif.validation import Measurement, evaluate, read, rows
 from verif.validation.bands import Band, band, summarise
 from verif.validation.baselines import BASELINES, fit
+from verif.validation.clocks import launched
 from verif.validation.errors import MeasurementError
 from verif.validation.hygiene import unphysical
+from verif.validation.layer import eager
 from verif.validation.predict import GAP_S, Predictor
 from verif.validation.score import metrics, without_own_constants
 
@@ -66,12 +68,84 @@ def test_a_compressed_file_is_read_like_a_plain_one(tmp_path):
         (HEADER + "h100-sxm,gemm,bf17,9,1,1,1\n", "row 2: column dtype: unknown dtype 'bf17'.*did you mean `bf16`"),
         (HEADER + "h100-sxm,gemm,bf16,9,1,1\n", "row 2: expected 7 cells, found 6"),
         ("a,b\n1,2\n", "found none"),
+        ("", "row 1: expected a header, found an empty file"),
+        ("device,operator,dtype,latency_us,ranks,bytes\nh100-sxm,all-reduce,fp16,9,1,8\n", "column ranks: expected at least 2, found 1"),
+        (HEADER[:-1] + ",clock\nh100-sxm,gemm,bf16,9,1,1,1,wall\n", "column clock: unknown clock 'wall'"),
+        (HEADER[:-1] + ",host_us\nh100-sxm,gemm,bf16,9,1,1,1,-4\n", "column host_us: expected a latency above 0, found -4"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_row_and_column(tmp_path, text, message):
     write(tmp_path, text)
     with pytest.raises(MeasurementError, match=message):
         read(tmp_path)
+
+
+def test_bytes_that_are_no_csv_are_refused_with_their_file(tmp_path):
+    for name, data in (("rows.csv.gz", b"garbage"), ("rows.csv.gz", gzip.compress(b"device,operator")[:-9]), ("rows.csv", b"\xff\xfe\0")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(MeasurementError, match=f"{name}: cannot be read"):
+            read(tmp_path)
+        (tmp_path / name).unlink()
+
+
+def test_a_byte_order_mark_and_a_single_file_are_read(tmp_path):
+    path = write(tmp_path, "\ufeff" + HEADER + "h100-sxm,gemm,bf16,12.5,16,4096,4096\n")
+    assert len(read(path)[0]) == len(read(tmp_path)[0]) == 1
+
+
+def test_what_a_device_cannot_do_is_counted_and_the_rest_is_scored(tmp_path):
+    write(tmp_path, "device,operator,dtype,latency_us,ranks,bytes\nl40s,all-reduce,fp16,12,4,1000\na100-80g,all-reduce,fp16,12,4,1000\n")
+    score = evaluate(read(tmp_path)[0])
+    assert (len(score.measured), sum(score.refused.values())) == (1, 1)
+    assert "l40s all-reduce fp16: l40s: links between devices are known for" in next(iter(score.refused))
+
+
+# Clocks -------------------------------------------------------------------------------------------------------------------
+def test_calls_that_a_host_issues_take_the_longer_of_issuing_and_executing():
+    predictor = Predictor(load("h100-sxm"))
+    kernel = predictor.seconds(gemm(64, 4096, 4096))
+    assert predictor.seconds(gemm(64, 4096, 4096, clock="launch", host_s=1e-7)) == pytest.approx(kernel)
+    assert predictor.seconds(gemm(64, 4096, 4096, clock="launch", host_s=1e-3)) == pytest.approx(1e-3)
+
+
+def test_a_step_of_a_model_is_bound_by_its_host_where_kernels_are_short():
+    """80 layers of 12 kernels (two norms, four products, rotation, cache, attention, activation, two sums over devices), the
+    embedding, the last norm and the scores: 963 kernels."""
+    shape = {"layers": 80, "hidden": 8192, "inter": 28672, "heads": 64, "kv_heads": 8, "vocabulary": 32000, "gated": 1}
+    step = Measurement(
+        "a100-80g", "model-step", "fp16", {**shape, "tp": 8, "batch": 1, "queries": 1, "keys": 512}, 1, "launch", host_s=46e-6
+    )
+    predictor = Predictor(load("a100-80g"))
+    kernels = predictor.kernels(step)
+    assert len(kernels) == 80 * 12 + 3
+    assert predictor.seconds(step) == pytest.approx(963 * 46e-6 + kernels[-1])
+    assert launched(kernels, 46e-6).host_bound
+    assert not launched(kernels, 1e-6).host_bound
+    assert launched(kernels, 1e-6).queued_s > 100 * launched(kernels, 46e-6).queued_s
+
+
+def test_a_layer_of_plain_torch_is_the_sum_of_its_kernels():
+    shape = {"batch": 1, "queries": 1, "keys": 64, "hidden": 256, "inter": 512, "heads": 4, "kv_heads": 2}
+    predictor = Predictor(load("h100-sxm"))
+    layer = Measurement("h100-sxm", "llama-layer", "bf16", shape, 1e-4)
+    kernels = predictor.kernels(layer)
+    # two norms, four products, attention, five kernels to rotate queries and five for keys, two writes to the cache, a transposition,
+    # an activation, its product, and two sums
+    assert len(kernels) == len(list(eager(shape))) == 2 + 4 + 1 + 2 * 5 + 2 + 1 + 2 + 2
+    assert predictor.seconds(layer) == pytest.approx(sum(kernels))
+
+
+@pytest.mark.parametrize("arguments", [([], 1.0), ([1.0, -1.0], 1.0), ([1.0], -1.0), ([1.0], 1.0, -1.0)])
+def test_a_queue_of_nothing_and_negative_times_are_refused(arguments):
+    with pytest.raises(ValueError, match="expected at least one kernel, and no negative times"):
+        launched(*arguments)
+
+
+def test_requests_are_counted_and_not_compared_with_kernels(tmp_path):
+    write(tmp_path, HEADER[:-1] + ",clock\nh100-sxm,gemm,bf16,9,16,16,16,request\nh100-sxm,gemm,bf16,9,16,16,16,kernel\n")
+    known, other = read(tmp_path)
+    assert [m.clock for m in known] == ["kernel"]
+    assert list(other.values()) == [1]
 
 
 def test_a_folder_that_is_not_there_is_named():
@@ -273,7 +347,7 @@ def test_the_verb_prints_one_document_and_writes_a_page(tmp_path, run):
         ([], "--data: expected a folder"),
         (["gem", "--data", "."], "unknown set 'gem'.*did you mean `gemm`"),
         (["--data", ".", "--device", "h100"], "--device: unknown device 'h100'"),
-        (["--data", ".", "--clock", "wall"], "--clock: expected kernel, host or all"),
+        (["--data", ".", "--clock", "wall"], "--clock: expected kernel, launch, host, request or all"),
     ],
 )
 def test_mistakes_on_the_command_line_are_named(run, arguments, message):

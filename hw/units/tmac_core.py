@@ -23,7 +23,7 @@ TABLE_OPERATIONS = 24 + 8 + 8 + 8 + 8
 the mirrored eight, and the sum of magnitudes (four absolute values, three additions, a maximum)."""
 
 
-class SimdCore(Unit, kind="simd_core", executes={"gemm"}):
+class TmacCore(Unit, kind="tmac_core", executes={"gemm"}):
     """One core that issues `ports` SIMD instructions of `register_bits` per cycle, `table_ports` of them table lookups (tbl, pshufb).
 
     Products of weights of 1 to 4 bits (`fp16xint4`) run bit by bit: an instruction looks up one entry of a table of four activations for
@@ -52,7 +52,7 @@ class SimdCore(Unit, kind="simd_core", executes={"gemm"}):
     def cycles(self, work: Work) -> int:
         """Cycles of one core for a tile; rows of activations run one after the other.
 
-        >>> SimdCore(ports=4, table_ports=4, multiply={"fp16xfp16": 8}).cycles(Gemm(1, 4096, 4096, "fp16xint2"))
+        >>> TmacCore(ports=4, table_ports=4, multiply={"fp16xfp16": 8}).cycles(Gemm(1, 4096, 4096, "fp16xint2"))
         558848
         """
         work = gemm(work)
