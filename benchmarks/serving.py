@@ -43,8 +43,8 @@ def steps(device: str = "duplex") -> bool:
             costs.step(decoding([1025] * batch, histogram))
         others = (time.process_time() - start) / 2
         print(
-            f"decode step, batch {batch:4} on {DEVICES} x {device}: {spent.fs * 1e-12:7.3f} ms; cold {cold:.3f} s, again {remembered * 1e3:.3f} ms, "
-            f"another routing {others * 1e3:.2f} ms of CPU"
+            f"decode step, batch {batch:4} on {DEVICES} x {device}: {spent.fs * 1e-12:7.3f} ms; cold {cold:.3f} s, again "
+            f"{remembered * 1e3:.3f} ms, another routing {others * 1e3:.2f} ms of CPU"
         )
         fine = fine and cold <= COLD_S and remembered <= REMEMBERED_S
     return fine

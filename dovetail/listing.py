@@ -299,6 +299,9 @@ def show_file(path: Path, as_json: bool) -> None:
         if not as_json:
             print(f"mapping of {mapping.workload} on {mapping.device}")
             table("", ("operator", "unit", "mapping"), ((o.operator, o.unit, str(o)) for o in mapping.operators))
+            if mapping.allocation:
+                print("where tensors lie, and from which operator to which")
+                table("", ("memory", "tensor", "offset", "size", "from", "to"), map(place_of, mapping.allocation))
     else:
         from mapper.program import Program
 
@@ -307,6 +310,14 @@ def show_file(path: Path, as_json: bool) -> None:
             print(program)
     if as_json:
         print_json(document)
+
+
+def place_of(one: Allocation) -> tuple[str, ...]:
+    """The row of a tensor's place."""
+    copies = f" x{integer(one.copies)}" if one.copies != 1 else ""
+    found = f" ({percent(float(one.share))} found)" if one.offset_bytes is None else ""
+    offset = integer(one.offset_bytes) if one.offset_bytes is not None else ""
+    return one.memory, one.tensor, offset, f"{capacity(one.size_bytes)}{copies}{found}", one.first or "always", one.last
 
 
 def show_report(report: Report) -> None:

@@ -1,10 +1,11 @@
 """Low-bit machines side by side on Llama-2-7B and BitNet-3B, decode and prefill: latency, energy, area and error in a table and a picture.
 
-    python examples/lowbit_shootout.py [--picture FILE.png] [--json FILE] [--machines NAME,...] [--bandwidth "32 GB/s"] [--tokens 256]
+    python examples/lowbit_shootout.py [--picture FILE.png] [--json FILE] [--machines NAME,...]
+                                          [--bandwidth "32 GB/s"] [--tokens 256] [--strategy heuristic]
 
 Every machine computes the same graphs in the format it was made for; Llama's weights have four bits where it can do with them. Arrays
 share one memory (32 GB/s) and the buffers of the fp16 baseline; GPUs, CPUs and FPGAs have their own, unless `--bandwidth` gives all of
-them the same. An array that multiplies nothing but quantised weights gets 16 x 12 fp16 multipliers for attention and heads that stay fp16.
+them the same. An array that multiplies nothing but quantised weights gets 192 fp16 multipliers for attention and heads that stay fp16.
 
 Latency and energy are estimates; energy leaves out what a device states no energy for (marked >=). Area counts two-input gates of the
 arithmetic from one synthesis flow, without memories; a CPU is there anyway. Error is what the machine does to the output of one linear
@@ -41,8 +42,8 @@ MODELS = ("llama-2-7b", "bitnet-3b")
 PHASES = ("decode", "prefill")
 TOKENS, INPUTS, OUTPUTS = 8, 1024, 128
 """Of the layer whose error is measured."""
-MULTIPLIERS = {"kind": "dot_array", "rows": 16, "columns": 12, "steps": {"fp16xfp16": 1}, "mac_energy": {"fp16xfp16": "1.5 pJ"}}
-"""fp16 multiply 1.1 pJ and add 0.4 pJ: Horowitz, ISSCC 2014, 45 nm."""
+MULTIPLIERS = {"kind": "dot_array", "rows": 48, "columns": 1, "lanes": 4, "steps": {"fp16xfp16": 1}, "mac_energy": {"fp16xfp16": "1.5 pJ"}}
+"""48 dot products of four; fp16 multiply 1.1 pJ and add 0.4 pJ: Horowitz, ISSCC 2014, 45 nm."""
 
 Floats = np.ndarray[Any, np.dtype[Any]]
 Layer = Callable[[Floats, Floats], Floats]
@@ -159,11 +160,15 @@ def machines() -> tuple[Machine, ...]:
     """Everything that is compared; gates of GPUs are those of their multipliers, and of look-up arrays beside them."""
     half = ("fp16", "fp16")
     mac = reference_cells("fp16_mac")
-    tensor, arrays = 108 * 1024 * mac, cells("lut_tensor_core", rows=2, columns=64, weight_bits=2)
-    beside = 16 * 12 * mac
+    arrays, beside = cells("lut_tensor_core", rows=2, columns=64, weight_bits=2), 192 * mac
 
-    def looked_up(count: int, multiplied: int = tensor) -> int | None:
-        return None if arrays is None else multiplied + count * arrays
+    def gpu(name: str) -> int | None:
+        """fp16 multipliers of all SMs, and look-up arrays where there are any."""
+        tensor = devices.load(name).units["tensor"]
+        own = getattr(tensor, "arrays", 0)
+        if own and arrays is None:
+            return None
+        return tensor.count * (tensor.macs_per_cycle("fp16") * mac + own * (arrays or 0))
 
     def plus(gates: int | None) -> int | None:
         return None if gates is None else gates + beside
@@ -184,11 +189,11 @@ def machines() -> tuple[Machine, ...]:
             "ternary rows", "tereffic-hbm", ("ternary-dense",) * 2, ("int8",) * 2, plus(times(36 * 40, cells("ternary_row"))),
             (stored("ternary"), exact), "tmatmul",
         ),
-        Machine("A100", "a100-80g", ("int4-g128", "ternary"), half, tensor, (stored("int4-g128"), exact)),
-        Machine("LUT-GEMM", "lut-gemm-a100", ("bcq4-g128", "ternary"), half, tensor, (by_lut_gemm, ternary_by_lut_gemm)),
-        Machine("LUT core 4x", "a100-lut-4x", ("int4-g128", "ternary"), half, looked_up(108 * 16), tables),
-        Machine("LUT core 8x", "a100-lut-8x", ("int4-g128", "ternary"), half, looked_up(108 * 32), tables),
-        Machine("LUT core H100 8x", "h100-lut-8x", ("int4-g128", "ternary"), half, None, tables),
+        Machine("A100", "a100-80g", ("int4-g128", "ternary"), half, gpu("a100-80g"), (stored("int4-g128"), exact)),
+        Machine("LUT-GEMM", "lut-gemm-a100", ("bcq4-g128", "ternary"), half, gpu("a100-80g"), (by_lut_gemm, ternary_by_lut_gemm)),
+        Machine("LUT core 4x", "a100-lut-4x", ("int4-g128", "ternary"), half, gpu("a100-lut-4x"), tables),
+        Machine("LUT core 8x", "a100-lut-8x", ("int4-g128", "ternary"), half, gpu("a100-lut-8x"), tables),
+        Machine("LUT core H100 8x", "h100-lut-8x", ("int4-g128", "ternary"), half, gpu("h100-lut-8x"), tables),
         Machine("T-MAC M2 Ultra", "t-mac-m2-ultra", ("int4-g128", "ternary"), ("fp16", "int8"), 0, tables),
         Machine("T-MAC AGX Orin", "t-mac-agx-orin", ("int4-g128", "ternary"), ("fp16", "int8"), 0, tables),
     )  # fmt: skip
@@ -227,12 +232,13 @@ def error(machine: Machine, model: str, seed: int = 0) -> float:
     return float(np.linalg.norm(found - reference) / np.linalg.norm(reference))
 
 
-def run(machine: Machine, model: str, phase: str, tokens: int, bandwidth: str) -> Result:
+def run(machine: Machine, model: str, phase: str, tokens: int, bandwidth: str, strategy: str | None = None) -> Result:
     """Estimates one machine on one model and phase."""
     number = MODELS.index(model)
     device = described(machine, bandwidth)
     length = {"context": tokens} if phase == "decode" else {"seq": tokens}
-    report = estimate(model, device=device, phase=phase, weights=machine.weights[number], acts=machine.acts[number], **length)  # type: ignore[arg-type]
+    weights, acts = machine.weights[number], machine.acts[number]
+    report = estimate(model, device=device, phase=phase, weights=weights, acts=acts, strategy=strategy, **length)  # type: ignore[arg-type]
     known = [v for v in report.energy_parts.values() if v is not None]
     partial = any(v is None for name, v in report.energy_parts.items() if name != "static power")
     return Result(
@@ -261,10 +267,10 @@ def table(results: list[Result], tokens: int) -> str:
                 continue
             what = f"one token, context {tokens}" if phase == "decode" else f"{tokens} tokens"
             lines += ["", f"{model}, {phase} ({what})"]
-            heads = (("memory", 10), ("latency", 10), ("bound", 6), ("energy", 12), ("area", 12), ("error", 8))
+            heads = (("memory", 10), ("latency", 10), ("/bound", 6), ("energy", 12), ("area", 12), ("error", 8))
             lines.append(" ".join([f"{'machine':17} {'weights':15}", *(f"{head:>{width}}" for head, width in heads)]))
             for r in sorted(chosen, key=lambda r: r.latency_s):
-                area = "no gates" if r.gates == 0 else digits(r.gates, "gates")
+                area = "as it is" if r.gates == 0 else digits(r.gates, "gates")
                 energy = digits(r.energy_j, "J", ">= " if r.partial else "")
                 lines.append(
                     f"{r.machine:17} {r.weights:15} {r.memory_gb_s:>5.4g} GB/s {digits(r.latency_s, 's'):>10} "
@@ -305,6 +311,10 @@ def picture(results: list[Result], path: Path, tokens: int) -> None:
             axis.barh([p for p, _, _ in known], [v for _, v, _ in known], 0.38, color=colour, label=model, hatch=marks, edgecolor="white")
             for p, v, _ in known:
                 axis.annotate(f"{v:.2g}", (v, p), (2, 0), textcoords="offset points", va="center", fontsize=7)
+            for p, v in zip(place + offset, values, strict=True):
+                if v == 0:
+                    at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+                    axis.annotate("exact", (0, p), (3, 0), va="center", fontsize=7, **at)
         axis.set_xscale("log")
         axis.set_title(title, fontsize=10)
         axis.grid(axis="x", alpha=0.3)
@@ -315,7 +325,7 @@ def picture(results: list[Result], path: Path, tokens: int) -> None:
     axes[0].invert_yaxis()
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-    title = "Low-bit machines on the same graphs (hatched: part of the energy is not modelled; no bar: not known or none)"
+    title = "Low-bit machines on the same graphs (hatched: part of the energy is not modelled; no bar: not known)"
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -328,6 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--machines", default="", help="names, separated by commas; all of them without")
     parser.add_argument("--bandwidth", default="", help='bandwidth of every main memory, such as "32 GB/s"')
     parser.add_argument("--tokens", type=int, default=256, help="context of decode and length of prefill")
+    parser.add_argument("--strategy", help="how mappings are chosen: `heuristic` takes seconds, a search (without) some minutes in all")
     given = parser.parse_args(arguments)
     every = machines()
     wanted = [name.strip() for name in given.machines.split(",") if name.strip()]
@@ -343,7 +354,7 @@ def main(arguments: list[str] | None = None) -> int:
             for phase in PHASES:
                 start = time.process_time()
                 try:
-                    results.append(run(machine, model, phase, given.tokens, given.bandwidth))
+                    results.append(run(machine, model, phase, given.tokens, given.bandwidth, given.strategy))
                 except ValueError as problem:
                     parser.error(f"{machine.name} on {model}, {phase}: {problem}")
                 print(f"{machine.name}, {model}, {phase}: {time.process_time() - start:.1f} s", file=sys.stderr)

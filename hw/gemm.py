@@ -72,8 +72,10 @@ def integers(name: str, values: Any, limits: tuple[int, int]) -> Array:
     hw.errors.HardwareError: weights: expected integers from -128 to 127, found 300
     """
     array = np.asarray(values)
-    if array.dtype.kind not in "iu":
+    if array.dtype.kind not in "iuf":
         raise HardwareError(f"{name}: expected integers, found an array of {array.dtype}")
+    if array.dtype.kind == "f" and not (whole := np.rint(array) == array).all():
+        raise HardwareError(f"{name}: expected integers, found {array[~whole].flat[0]:g}")
     low, high = limits
     lowest, highest = int(array.min(initial=low)), int(array.max(initial=high))
     if lowest < low or highest > high:

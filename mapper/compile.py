@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -141,6 +142,9 @@ def compile_graph(
     )
 
 
+ROUNDS = 16
+"""Rounds of placing behind a cache with co-processing, at most; two or three are usual."""
+
 Stage = list[tuple[Kernel, Joint]]
 """Kernels that run at the same time, one by itself as a rule."""
 
@@ -154,14 +158,37 @@ def _place(
 ) -> tuple[list[list[Stage]], list[Kept]]:
     """The stages of every segment, and what stays on the chip between their kernels.
 
-    What a kernel finds in the cache depends on which kernels before it go through the cache: placing is repeated until that is
-    what was assumed. A kernel that was once placed past the cache stays there, so that this ends.
+    Units that share kernels go past the cache with their parts, so that later kernels may find less there than without: behind a
+    cache the whole is placed without co-processing too, and the better of both taken.
+    """
+    best = _settled(graph, segments, placer, mapping, progress)
+    several = any(len(stage) > 1 or len(joint.parts) > 1 for stages in best[0] for stage in stages for _, joint in stage)
+    if several and mapping is None and placer.target.cache is not None:
+        apart = _settled(graph, segments, replace(placer, co_processing=False), None, None)
+        best = min(best, apart, key=lambda placed: _total_fs(segments, placed[0]))
+    return best
+
+
+def _settled(
+    graph: Graph,
+    segments: list[tuple[Segment, list[Kernel]]],
+    placer: Placer,
+    mapping: SavedMapping | None,
+    progress: Callable[[str], None] | None,
+) -> tuple[list[list[Stage]], list[Kept]]:
+    """What a kernel finds in the cache depends on which kernels before it go through the cache: placing is repeated until that is
+    what was assumed. A kernel that was once placed past the cache by itself stays there, and kernels that once ran at the same time
+    and then did not stay apart, so that this ends; after `ROUNDS` without co-processing.
     """
     cache = placer.target.cache
     bodies = [(segment.count, kernels) for segment, kernels in segments]
     sides: list[list[Side]] = [["behind"] * len(kernels) for _, kernels in bodies]
     past: set[tuple[int, int]] = set()
-    while True:
+    apart: set[tuple[int, int]] = set()
+    together: set[tuple[int, int]] = set()
+    for attempt in itertools.count():
+        if attempt == ROUNDS:
+            placer = replace(placer, co_processing=False)
         found = residents(bodies, cache[1] if cache else None, sides)
         staged: list[list[Stage]] = []
         kept: list[Kept] = []
@@ -170,16 +197,40 @@ def _place(
             if mapping is not None:
                 stages, stays = _replayed(graph, kernels, hits, placer, mapping)
             else:
-                stages = _stages(number, kernels, hits, placer, past, progress)
+                stages = _stages(number, kernels, hits, placer, past, apart, progress)
                 if cache is None:
                     stages, stays = _keep(graph, placer, stages)
             staged.append(_prefetch(placer, stages, stays, mapping is not None))
             kept += [replace(one, body=number) for one in stays]
         again = [[placer.side(joint) for stage in stages for _, joint in stage] for stages in staged]
         if cache is None or again == sides:
-            return [_finding(stages, hits) for stages, hits in zip(staged, found, strict=True)], kept
+            break
         sides = again
-        past |= {(s, k) for s, ways in enumerate(sides) for k, side in enumerate(ways) if side == "past"}
+        was, together = together, set()
+        for number, stages in enumerate(staged):
+            index = 0
+            for stage in stages:
+                if len(stage) > 1:
+                    together.add((number, index))
+                elif placer.side(stage[0][1]) == "past":
+                    past.add((number, index))
+                index += len(stage)
+        apart |= was - together
+    return [_finding(stages, hits) for stages, hits in zip(staged, found, strict=True)], kept
+
+
+def _total_fs(segments: list[tuple[Segment, list[Kernel]]], staged: list[list[Stage]]) -> int:
+    """Femtoseconds of all stages, those of repeated bodies as often as they run."""
+    return sum(segment.count * _stage_fs(stage) for (segment, _), stages in zip(segments, staged, strict=True) for stage in stages)
+
+
+def _stage_fs(stage: Stage) -> int:
+    """Femtoseconds of kernels that run at the same time, those of one unit after each other."""
+    units: dict[str, int] = {}
+    for _, joint in stage:
+        for part in joint.parts:
+            units[part.site.unit] = units.get(part.site.unit, 0) + part.plan.latency_fs
+    return max(units.values())
 
 
 def _finding(stages: list[Stage], hits: list[Found]) -> list[Stage]:
@@ -194,8 +245,7 @@ def _time_fs(graph: Graph, placer: Placer) -> int:
     check_capacity(graph, placer.target)
     segments = fuse(graph)
     staged, _ = _place(graph, segments, placer, None, None)
-    times = ((s.count, max(j.latency_fs for _, j in stage)) for (s, _), stages in zip(segments, staged, strict=True) for stage in stages)
-    return sum(count * fs for count, fs in times)
+    return _total_fs(segments, staged)
 
 
 def _stages(
@@ -204,6 +254,7 @@ def _stages(
     hits: list[Found],
     placer: Placer,
     past: set[tuple[int, int]],
+    apart: set[tuple[int, int]],
     progress: Callable[[str], None] | None,
 ) -> list[Stage]:
     """A body of kernels, each placed where it is fastest."""
@@ -215,7 +266,7 @@ def _stages(
     stages: list[Stage] = []
     for run in independent(kernels):
         beside = None
-        if placer.co_processing and not any((number, i) in past for i in run):
+        if placer.co_processing and (number, run.start) not in apart and not any((number, i) in past for i in run):
             beside = placer.beside([(kernels[i], hits[i]) for i in run], plans[run.start : run.stop])
         if beside is None:
             stages += [[(kernels[i], plans[i])] for i in run]

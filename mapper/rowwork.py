@@ -34,14 +34,14 @@ class Rows:
     rate: Fraction | None = None
     beyond: int = 0
 
-    def cycles(self, rows: int, width: int, sms: int, away: float) -> int:
-        """Cycles of the SM with most rows; `away` are those that a turn waits longer for main memory than for the cache."""
+    def cycles(self, rows: int, width: int, sms: int) -> tuple[int, int, int]:
+        """Of the SM with most rows: cycles that its elements take at least, cycles that its thread blocks wait for their loads where
+        these come from the cache, and how many of these loads follow each other."""
         blocks = -(-rows // (sms * max(1, RESIDENT // self.threads)))
-        turns = -(-width // (self.threads * self.vector))
-        waiting = blocks * (self.start + (int(turns * (self.turn + away)) if self.turn else 0))
-        if self.rate is None or width <= self.beyond:
-            return waiting
-        return max(waiting, int(rows * width / (self.rate * sms)))
+        turns = -(-width // (self.threads * self.vector)) if self.turn else 0
+        waiting = blocks * (self.start + turns * self.turn)
+        least = int(rows * width / (self.rate * sms)) if self.rate is not None and width > self.beyond else 0
+        return least, waiting, blocks * turns
 
 
 KERNELS = {
@@ -62,18 +62,18 @@ FEW_ROWS_TURN = 1050
 """Cycles of each of these: the index, then the row."""
 
 
-def row_cycles(kernel: Kernel, sms: int, away: float) -> int:
-    """Cycles that thread blocks of a kernel wait for their rows, at least; 0 for kernels that are not row by row."""
+def row_cycles(kernel: Kernel, sms: int) -> tuple[int, int, int]:
+    """What `Rows.cycles` says of a kernel; zeros for kernels that are not row by row."""
     op = kernel.operator
     if op.kind == "elementwise" and op.function in KERNELS and op.attributes.get("width"):
         width = op["width"]
-        return KERNELS[op.function].cycles(op["elements"] // width, width, sms, away)
+        return KERNELS[op.function].cycles(op["elements"] // width, width, sms)
     if op.kind == "norm":
-        return KERNELS["layernorm" if "layer" in op.function else "rmsnorm"].cycles(op["rows"], op["width"], sms, away)
+        return KERNELS["layernorm" if "layer" in op.function else "rmsnorm"].cycles(op["rows"], op["width"], sms)
     if op.kind == "softmax":
-        return KERNELS["softmax" if op["width"] > KERNELS["softmax"].beyond else "short softmax"].cycles(op["rows"], op["width"], sms, away)
+        return KERNELS["softmax" if op["width"] > KERNELS["softmax"].beyond else "short softmax"].cycles(op["rows"], op["width"], sms)
     if op.kind == "embedding":
         if op["rows"] <= FEW_ROWS:
-            return op["rows"] * FEW_ROWS_TURN
-        return KERNELS["embedding"].cycles(op["rows"], op["width"], sms, away)
-    return 0
+            return op["rows"] * FEW_ROWS_TURN, 0, 0
+        return KERNELS["embedding"].cycles(op["rows"], op["width"], sms)
+    return 0, 0, 0

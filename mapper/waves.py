@@ -68,6 +68,9 @@ without tiles in shared memory, 16 of them side by side on an SM."""
 ROW_TURN = 256
 """Elements of k that a warp of it loads at a time, and then waits for: eight of 16 bits per thread (loads of 16 B)."""
 
+ROW_WAIT = 200
+"""Cycles that it waits: a hit in the cache (Abdelkhalik et al., HPEC 2022, on an A100)."""
+
 ROW_OPERATIONS = 2
 """Vector operations per multiply-accumulate in it: one fused, and one to widen the weight."""
 
@@ -160,7 +163,8 @@ class Wave:
         if job.on in self.target.device.units:  # whole cycles of a unit's clock: what is more stands on the queue of its blocks
             queues = [self.target.turns(name) for name in (job.on, *self.target.device.units_for("gemm"))]
             turns = next((queue for queue in queues if queue in self.target.queues), None)
-            return (*jobs, Job("wait for others", turns, fs, fs)) if turns else jobs
+            # which has one job at a time, the longer of what it was to wait for and this
+            return (*(j for j in jobs if j.on != turns), Job("wait for others", turns, fs, fs)) if turns else jobs
         return (*jobs[:longest], replace(job, cycles=fs, fs=fs), *jobs[longest + 1 :])
 
     def vector_share(self, works: tuple[Vector, ...]) -> tuple[Job, ...]:
@@ -258,8 +262,7 @@ class WaveProduct(OnMatrixUnit, Wave):
         cycles = cycles + -(-mine * m * n * core.drain.numerator // core.drain.denominator)
         if not self._single:
             return cycles, grid
-        turn = ceil(self.cache[1].latency * self.target.device.unit_clock(self.unit) / FS_PER_S)
-        row = most(mine * -(-n * depth // self._single), -(-mine // blocks) * -(-depth // ROW_TURN) * turn)
+        row = most(mine * -(-n * depth // self._single), -(-mine // blocks) * -(-depth // ROW_TURN) * ROW_WAIT)
         return np.where(m == 1, row, cycles) if isinstance(m, np.ndarray) else row if m == 1 else cycles, grid
 
     @cached_property
@@ -503,15 +506,20 @@ class WaveStream(Wave):
         return tuple(replace(job, cycles=fs, fs=fs) for job in jobs for fs in (ceil(job.fs * share),))
 
     def _rows(self, jobs: tuple[Job, ...]) -> tuple[Job, ...]:
-        """The vector units' job, no shorter than its thread blocks wait for their rows."""
+        """The vector units' job, and beside it the time that thread blocks take for their rows."""
         if not self.target.device.units_for("vector"):
             return jobs
         name = self.target.vector_unit(self.kernel.name)
         clock, sms = self.target.device.unit_clock(name), self.target.unit(name).count
+        least, waiting, waits = row_cycles(self.kernel, sms)
         missing = self.missing(self.kernel.reads) / max(Fraction(1), sum((o.size for o in self.kernel.reads), Fraction(0)))
-        away = float(missing * self.target.memory.latency * clock / FS_PER_S)
-        cycles = row_cycles(self.kernel, sms, away)
-        job = jobs[0] if jobs else Job("rows", name, 0, 0)
-        if cycles <= job.cycles:
+        fs = max(cycles_to_fs(least, clock), cycles_to_fs(waiting, clock) + ceil(waits * missing * self.target.memory.latency))
+        if not fs:
             return jobs
-        return (replace(job, cycles=cycles, fs=cycles_to_fs(cycles, clock)),)
+        # main memory's part of the waiting is no whole number of the unit's cycles: it stands on the queue of thread blocks
+        queues = (self.target.turns(unit) for unit in (name, *self.target.device.units_for("gemm")))
+        if queue := next((queue for queue in queues if queue in self.target.queues), None):
+            return (*jobs, Job("rows", queue, fs, fs))
+        cycles = max(least, waiting)
+        job = jobs[0] if jobs else Job("rows", name, 0, 0)
+        return (replace(job, cycles=cycles, fs=cycles_to_fs(cycles, clock)),) if cycles > job.cycles else (job,)

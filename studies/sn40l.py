@@ -135,10 +135,11 @@ def fusion_gain(phase: str, length: int = 4096, model: str = EXPERT) -> tuple[fl
 # Rows ---------------------------------------------------------------------------------------------------------------------
 def rows() -> list[StudyRow]:
     """Switching, the composition of experts, footprint and fusion."""
-    return [*_switching(), *_answers(), _footprint(), *_fusion()]
+    return [*switching(), *_answers(), _footprint(), *_fusion()]
 
 
-def _switching() -> list[StudyRow]:
+def switching() -> list[StudyRow]:
+    """Times of a switch and their ratios to that of SN40L."""
     times = {name: switch_ms(link, capacity) for name, (link, capacity, _) in PATHS.items()}
     found = [
         StudyRow("sn40l", f"model switch, {name}", published, times[name], "ms", 0.05, "certain", SOURCE)

@@ -84,7 +84,7 @@ def _members(node: ast.ClassDef) -> list[ast.stmt]:
     for name in reached:
         used = {each.attr for each in ast.walk(methods[name]) if isinstance(each, ast.Attribute)}
         reached += sorted(used & methods.keys() - set(reached))
-    return [each for each in node.body if not isinstance(each, Function) or each.name in reached]
+    return [each for each in node.body if not isinstance(each, ast.Expr) and (not isinstance(each, Function) or each.name in reached)]
 
 
 def _checks(method: Function) -> bool:

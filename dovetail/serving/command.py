@@ -49,6 +49,9 @@ def serve(
     co_processing: Annotated[
         str, typer.Option(metavar="on|off", help="Let units near memory and the others work at the same time.")
     ] = "on",
+    sub_batches: Annotated[
+        bool, typer.Option("--sub-batches", help="Let two halves of a batch alternate between dense layers and attention near memory.")
+    ] = False,
     chunk: Annotated[
         str | None, _count("--chunk", "Tokens of prompts per iteration, at most. Default: whole prompts, up to 16384.")
     ] = None,
@@ -90,6 +93,7 @@ def serve(
             experts=experts,
             slice_experts=slice_experts,
             co_processing=co_processing == "on",
+            sub_batches=sub_batches,
             seed=seed,
             settings=changes,
             progress=progress,

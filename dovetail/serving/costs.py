@@ -20,6 +20,7 @@ from dovetail.serving.shares import attention_graph, expert_graph, expert_span, 
 from hw.collectives import NVLINKS, closed_form, fabric_of
 from hw.device import Device
 from hw.memory import Scratchpad
+from hw.pim.neupims import interleaved
 from hw.units.near_pim import NearUnit
 from hw.units.pim import BankUnit
 from workloads import cost
@@ -135,7 +136,8 @@ class StepCosts:
     """Costs of iterations of `model` (a decode step of one sequence) on `devices` devices of one kind.
 
     Attention and dense layers are cut over the devices; experts are spread over them, or sliced with `slice_experts`. `strategy`
-    says how units of the device and units near its memory share experts. With `memo` off every part is mapped again each time.
+    says how units of the device and units near its memory share experts. With `sub_batches` two halves of the decoding sequences take
+    turns on both: while one half is in its dense layers, attention of the other runs near memory (NeuPIMs). With `memo` off every part is mapped again each time.
 
     Raises `ServingError` where the model cannot be cut so or does not fit.
     """
@@ -147,6 +149,7 @@ class StepCosts:
     slice_experts: bool = False
     memo: bool = True
     co_processing: bool = True
+    sub_batches: bool = False
     progress: Callable[[str], None] | None = None
     _known: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     compiled: int = 0
@@ -158,6 +161,13 @@ class StepCosts:
             raise ServingError(f"devices: expected at least 1, found {self.devices}")
         self._shared = tensor_parallel(_one_token_cache(self.model), self.devices)
         self.host, self.near = sides(self.device)
+        if self.sub_batches and (self.experts or not self._concurrent):
+            why = (
+                "has experts, whose weights each half would read again"
+                if self.experts
+                else "has no units near memory that work beside the others"
+            )
+            raise ServingError(f"--sub-batches: {self.model.name if self.experts else self.device.name} {why}; leave the option out")
         last = max(
             (i for i, s in enumerate(self._graph.segments) if any(op.kind in ("attention", "scan") for op in s.operators)), default=0
         )
@@ -174,6 +184,15 @@ class StepCosts:
                 f"{self._capacity / gib:.2f} GiB of each device, so that {max(0, self.room) / gib:.2f} GiB are left for keys and values; "
                 "use more devices or a narrower format (--weights)"
             )
+
+    def alike(self, strategy: str | None = None, slice_experts: bool | None = None, co_processing: bool | None = None) -> StepCosts:
+        """The same model and devices, otherwise shared; what is remembered serves both."""
+        return replace(
+            self,
+            strategy=self.strategy if strategy is None else strategy,
+            slice_experts=self.slice_experts if slice_experts is None else slice_experts,
+            co_processing=self.co_processing if co_processing is None else co_processing,
+        )
 
     @property
     def _graph(self) -> Graph:
@@ -383,6 +402,15 @@ class StepCosts:
             best = min(best, both, key=lambda found: found.fs)
         return best
 
+    def _interleaved(self, work: Iteration) -> int:
+        """Femtoseconds of all layers when two halves of the sequences alternate between dense layers and attention near memory."""
+        assert self.near is not None
+        half = -(-work.decoding // 2)
+        keys = max(1, round(work.keys / work.decoding))
+        layers = sum(count for _, count in self._attentions)
+        attention = sum(self.attention(self.near, "near", op, half, 1, keys).fs * count for op, count in self._attentions)
+        return interleaved(self.dense(half).fs // layers, attention // layers, layers)
+
     def _migrated(self, op: Operator, tokens: int) -> Cost:
         """Keys and values of prompts read and written once more, to the sections that decoding reads."""
         names = op.inputs[1:3]
@@ -401,12 +429,14 @@ class StepCosts:
         """One expert for `tokens` rows on one device: by the `host` units, the units `near` memory, or those from one `bundle` alone."""
         device = {"host": self.host, "near": self.near, "bundle": self._one_bundle}[side]
         assert device is not None
-        return self._between(("expert", side), tokens, lambda n: self._map(resized(self._expert_template, n), device), True)
+        return self._between(
+            ("expert", side, self.slice_experts), tokens, lambda n: self._map(resized(self._expert_template, n), device), True
+        )
 
     def _table(self, side: str, counts: Counts) -> tuple[Counts, np.ndarray[Any, np.dtype[np.float64]]]:
         """Femtoseconds and joules (nan where unknown) of experts with these numbers of rows."""
         size = int(counts.max(initial=0)) + 1
-        table: _Table = self._known.setdefault(("table", side), _Table()) if self.memo else _Table()
+        table: _Table = self._known.setdefault(("table", side, self.slice_experts), _Table()) if self.memo else _Table()
         table.grow(size)
         fs = table.fs[counts]
         if fs.min(initial=0) < 0:
@@ -494,8 +524,7 @@ class StepCosts:
     # An iteration -----------------------------------------------------------------------------------------------------------
     def step(self, work: Iteration) -> Spent:
         """Time and energy of an iteration."""
-        key = (work.decoding, work.keys, work.prompts, work.sequences)
-        parts, rest = self._remember(("step", key), lambda: self._parts(work))
+        parts, rest = self._step(work)
         joules: float | None = rest
         parts = dict(parts)
         if self.experts and work.experts is not None:
@@ -517,10 +546,16 @@ class StepCosts:
             if not self.experts or len(experts) == 1:
                 found.append(self.step(work))
                 continue
-            parts, rest = self._remember(("step", (work.decoding, work.keys, (), decoding)), partial(self._parts, work))
+            parts, rest = self._step(work)
             parts = {**parts, "experts": times[number]}
             energy = energies[number]
             found.append(Spent(sum(parts.values()), None if rest is None or np.isnan(energy) else rest + energy, parts))
+        return found
+
+    def _step(self, work: Iteration) -> tuple[dict[str, int], float | None]:
+        """All but experts of an iteration."""
+        key = ("step", self.co_processing, self.sub_batches, work.decoding, work.keys, work.prompts, work.sequences)
+        found: tuple[dict[str, int], float | None] = self._remember(key, partial(self._parts, work))
         return found
 
     def _parts(self, work: Iteration) -> tuple[dict[str, int], float | None]:
@@ -529,6 +564,10 @@ class StepCosts:
         for op, layers in self._attentions:
             attention += self._layer_attention(op, work).times(layers)
         parts = {"dense": dense.fs, "attention": attention.fs, "head": head.fs}
+        if self.sub_batches and not work.prompts and work.decoding > 1:
+            halves = self._interleaved(work)
+            if halves < dense.fs + attention.fs:
+                parts = {"interleaved": halves, "head": head.fs}
         if self.devices > 1:
             parts["collectives"] = self.collectives(work.tokens, work.sequences)
         joules = (dense + attention + head).joules
@@ -560,6 +599,8 @@ class StepCosts:
                 if self._concurrent
                 else "units in or near memory and the others take turns"
             )
+        if self.sub_batches:
+            found.append("two halves of the decoding sequences take turns: one in dense layers, the other in attention near memory")
         if self.bundles > 1:
             found.append(
                 f"keys and values lie in {SECTIONS_OF_CACHE} of {self.bundles} memory sections, those of prompts in the other one until "

@@ -35,6 +35,7 @@ def serve(
     experts: str = "split",
     slice_experts: bool = False,
     co_processing: bool = True,
+    sub_batches: bool = False,
     chunk: int | None = None,
     seed: int = 0,
     weights: str | None = None,
@@ -52,7 +53,8 @@ def serve(
     arrival_s,input_tokens,output_tokens); `inputs` and `outputs` are Gaussian lengths, `MEAN` or `MEAN:DEVIATION` tokens, where the
     trace does not state them. `routing` says which experts tokens go to: `uniform`, `zipf:S` or a trace. `experts` is how units of a
     device and units near its memory share them: `single` (one kind at a time), `split` (the rule of Duplex) or `optimum`.
-    `slice_experts` cuts every expert over the devices instead of spreading experts. `chunk` is the most tokens of prompts per
+    `slice_experts` cuts every expert over the devices instead of spreading experts; with `sub_batches` two halves of the sequences
+    alternate between dense layers and attention near memory. `chunk` is the most tokens of prompts per
     iteration. `costs` of an earlier call (with the same model, devices and strategy) keep what they have timed.
 
     Raises `ServingError`, `WorkloadError`, `HardwareError` or `MappingError` (all `ValueError`s) with one message for each mistake.
@@ -73,7 +75,8 @@ def serve(
     wanted = arrivals if isinstance(arrivals, Requests) else draw(arrivals, requests, sizes[0], sizes[1], streams[0])
     if costs is None:
         costs = step_costs(
-            model, device, devices=devices, experts=experts, slice_experts=slice_experts, co_processing=co_processing, weights=weights,
+            model, device, devices=devices, experts=experts, slice_experts=slice_experts, co_processing=co_processing,
+            sub_batches=sub_batches, weights=weights,
             acts=acts, kv=kv, settings=settings, memo=memo, progress=progress,
         )  # fmt: skip
     route = routes.parse(routing, costs.expert_layers, costs.experts, costs.top_k, streams[1]) if costs.experts else None
@@ -115,6 +118,7 @@ def step_costs(
     experts: str = "split",
     slice_experts: bool = False,
     co_processing: bool = True,
+    sub_batches: bool = False,
     weights: str | None = None,
     acts: str | None = None,
     kv: str | None = None,
@@ -137,4 +141,4 @@ def step_costs(
         )
     if weights or acts or kv:
         graph = workloads.quantise(graph, weights=weights, acts=acts, kv=kv)
-    return StepCosts(graph, target, devices, experts, slice_experts, memo, co_processing, progress)
+    return StepCosts(graph, target, devices, experts, slice_experts, memo, co_processing, sub_batches, progress)

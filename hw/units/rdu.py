@@ -62,6 +62,7 @@ class Rdu(Unit, kind="rdu", executes={"gemm", "vector"}):
     def cycles(self, work: Work) -> int:
         """Cycles of the whole unit, all compute units on this work alone.
 
+        >>> from hw.work import Gemm
         >>> Rdu(pcus=4, rows=6, columns=32).cycles(Gemm(12, 64, 100, "bf16"))
         138
         """
@@ -86,5 +87,5 @@ class Rdu(Unit, kind="rdu", executes={"gemm", "vector"}):
         return self.rows, self.columns, 1
 
 
-class CapacityTier(Memory, kind="capacity_tier"):
+class CapacityTier(Memory, kind="tier"):
     """A large memory behind main memory, from which data comes over a link of its own; it holds what main memory has no room for."""

@@ -27,6 +27,7 @@ class FlashArray(Memory, kind="flash_array"):
     Data is read in pages; the first takes `read_time` from its cells. Writes of whole pages reach `write_bandwidth` per drive.
     """
 
+    bandwidth: Bandwidth = 1  # of all channels, always computed
     channels: Count = 8
     channel_bandwidth: Bandwidth
     page: Capacity = 4096

@@ -199,7 +199,7 @@ def test_a_notebook_shows_the_front_with_everything_escaped() -> None:
 
 
 # Mappings ------------------------------------------------------------------------------------------------------------------
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.lists(st.tuples(*[st.sampled_from([4, 16, 64, 128, 1024])] * 3), min_size=2, max_size=5),
     st.sampled_from([(100, 300, 77), (512, 64, 512), (1, 1024, 300)]),

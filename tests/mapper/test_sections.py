@@ -27,7 +27,7 @@ MODEL = "opt-1.3b"
 @cache
 def run(phase: str = "decode", batch: int = 1, model: str = MODEL, **settings: object) -> Report:
     device = load_device("sn40l").with_settings({path.replace("__", "."): value for path, value in settings.items()})
-    length = {"seq": 256} if phase == "prefill" else {"context": 256}
+    length = {"seq": 64} if phase == "prefill" else {"context": 256}
     return estimate(model, device=device, phase=phase, batch=batch, **length)  # type: ignore[arg-type]
 
 

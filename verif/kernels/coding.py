@@ -71,7 +71,7 @@ KERNELS = {
     "huffman_decode": Kernel(
         huffman_decode,
         draw_stream,
-        ({"symbols": 16, "longest": 8}, {"symbols": 256, "longest": 32}),
+        ({"symbols": 40, "longest": 32}, {"symbols": 256, "longest": 32}),
         (2_100_000, 1, 1),
         _windows,
         rounds=(1, 1),

@@ -110,7 +110,7 @@ ONES = np.ones((1, 16), np.int64), np.ones((16, 1), np.int64)
         (OliveMac(), (ONES[0] * 256, ONES[1]), "left operand: expected integers from 0 to 255, found 256"),
         (CsdChain(kept=2), ONES, "at most 2 weights of 16 along K that are not zero, found 16; prune the weights to 2:16"),
         (Systolic(rows=2, columns=2), (ONES[0], ONES[0]), r"a product of \[M, K\] by \[K, N\], found \[1, 16\] by \[1, 16\]"),
-        (Systolic(rows=2, columns=2), (ONES[0] * 0.5, ONES[1]), "left operand: expected integers, found an array of float64"),
+        (Systolic(rows=2, columns=2), (ONES[0] * 0.5, ONES[1]), "left operand: expected integers, found 0.5"),
         (SramPimSlice(), (ONES[0], ONES[1] * 8), "right operand: expected integers from -8 to 7, found 8"),
         (BankMac(), (ONES[0] << 16, ONES[1]), "left operand: expected integers from 0 to 65535, found 65536"),
         (BitmodPe(group=16), (*ONES, np.zeros((2, 1), int), np.zeros((1, 1), int)), r"expected \[1, 1\] selectors and .*found \[2, 1\]"),
@@ -133,6 +133,9 @@ def test_operands_that_a_format_does_not_define_are_refused_by_the_golden(unit: 
 def test_operand_checks_let_the_ends_of_the_range_through():
     assert integers("x", [-128, 127], (-128, 127)).tolist() == [-128, 127]
     assert integers("x", np.zeros(0, np.int64), (0, 1)).size == 0
+    assert integers("x", np.array([2.0]), (0, 3)).dtype == np.int64
+    with pytest.raises(HardwareError, match="x: expected integers, found an array of <U1"):
+        integers("x", ["a"], (0, 1))
     a, b = matrices(np.int8([[1, -2]]), (-2, 1), np.int8([[1], [0]]), (0, 1))
     assert a.dtype == b.dtype == np.int64
 

@@ -52,7 +52,7 @@ def test_an_element_adds_shifted_entries_with_their_sign(fp16: bool):
     # the table stands still in a core: its word is looked up in the cycle after, so the same table comes twice
     table = np.repeat(codes[:1], count, axis=0)
     words = pack((table, width), (index, 3), (sign, 1), (plane, 2), (closes, 1))
-    found = run(LookupElement(width, fp16), words, 3)
+    found = run(LookupElement(width, fp16), [*words, words[0]], 3)  # one word more: the table stays until the last one is looked up
     terms = (1 - 2 * sign) * entries[0][index] * 2.0**plane
     want = terms.reshape(3, 4).sum(axis=1)
     got = SINGLE.decode(np.array(found)) if fp16 else unpack(found, (1, 32, True))[0][:, 0]
