@@ -189,7 +189,11 @@ class Device(Part):
         return data
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump({"schema": SCHEMA, **self.to_dict()}, sort_keys=False, allow_unicode=True, width=120)
+        data = {"schema": SCHEMA, **self.to_dict()}
+        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+        if yaml.safe_load(text) == data:
+            return text
+        return yaml.safe_dump(data, sort_keys=False, width=120)  # some characters are line breaks to YAML unless they are escaped
 
     @classmethod
     def from_dict(cls, data: object, where: str = "device") -> Device:
@@ -221,6 +225,7 @@ class Device(Part):
     def with_settings(self, settings: Mapping[str, object]) -> Device:
         """A variant: `settings` maps paths of the description to new values, `{"units.array.rows": "32"}`.
 
+        A link is named by its ends, `links.hbm-l2.bandwidth`.
         Raises `HardwareError` naming the first step of the path that does not exist, with the nearest name.
         """
         data = self.to_dict()
@@ -249,6 +254,9 @@ def _assign(device: Device, data: dict[str, Any], path: str, value: object) -> N
         elif isinstance(part, Mapping):
             valid = list(part)
             child = part.get(step)
+        elif part is device.links:
+            ends = {f"{link.source}-{link.sink}": link for link in device.links}
+            valid, child = list(ends), ends.get(step)
         else:
             valid, child = [], None
         if step not in valid:
@@ -259,7 +267,7 @@ def _assign(device: Device, data: dict[str, Any], path: str, value: object) -> N
                 raise HardwareError(f"{path}: is a group, set one of its fields: {', '.join(_names(child))}")
             node[step] = value
         else:
-            node = node.setdefault(step, {})
+            node = node[valid.index(step)] if isinstance(node, list) else node.setdefault(step, {})
             part = child
 
 

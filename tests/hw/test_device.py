@@ -230,6 +230,8 @@ def test_a_constant_names_a_field_and_states_its_value(name):
     for path, constant in device.constants.items():
         found = device
         for step in path.split("."):
+            if isinstance(found, tuple):
+                found = {f"{link.source}-{link.sink}": link for link in found}
             known = found if isinstance(found, dict) else type(found).model_fields
             assert step in known, f"{name}: constants.{path} names no field"
             found = found[step] if isinstance(found, dict) else getattr(found, step)
@@ -352,6 +354,14 @@ def test_a_variant_leaves_the_original_alone():
     assert variant.units["vector"] == device.units["vector"]
 
 
+def test_a_link_is_set_by_the_names_of_its_ends():
+    device = load("duplex")
+    slower = device.with_settings({"links.hbm-near_buffer.bandwidth": "5 TB/s"})
+    ways = {(link.source, link.sink): link.bandwidth for link in slower.links}
+    before = {(link.source, link.sink): link.bandwidth for link in device.links}
+    assert ways == before | {("hbm", "near_buffer"): 5 * 10**12}
+
+
 def test_no_settings_are_the_same_device():
     assert load("edge-npu").with_settings({}) == load("edge-npu")
 
@@ -378,6 +388,7 @@ def test_no_settings_are_the_same_device():
             "memories.sram.capacity: expected a number with B, KiB, MiB, GiB, TiB, kB, MB, GB or TB, not '64 KB'",
         ),
         ("memories.dram.refresh", "2", "memories.dram.refresh: expected a ratio from 0 to below 1, not '2'"),
+        ("links.dram-srma.bandwidth", "1 GB/s", "links has no 'dram-srma', expected one of "),
         ("links", [["dram", "nowhere"]], "links.0: 'nowhere' is neither a unit nor a memory"),
     ],
 )
