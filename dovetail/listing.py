@@ -16,6 +16,7 @@ from dovetail.human import capacity, decimal, integer, percent, ratio, seconds
 if TYPE_CHECKING:
     from dovetail.report import Report
     from hw import Device
+    from mapper.mapping import Allocation
     from workloads.catalogue import Model
     from workloads.graph import Graph
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import isclose, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,14 @@ from verif.validation.hygiene import RULE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
     from verif.validation import Score
 
 DRAWN = 150
 """Points of one colour in a picture, at most: evenly spaced among the rows."""
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 
 Points = dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]]
 
@@ -95,6 +99,26 @@ def _points(score: Score, chosen: Sequence[int]) -> Points:
     return points
 
 
+def power_of_ten(value: float, _: object = None) -> str:
+    """A tick of a logarithmic axis in plain text; nothing between powers of ten.
+
+    >>> power_of_ten(1e-1), power_of_ten(100.0), power_of_ten(1e12), power_of_ten(20.0)
+    ('0.1', '100', '10\u00b9\u00b2', '')
+    """
+    exponent = round(log10(value))
+    if not isclose(value, 10.0**exponent):
+        return ""
+    return f"{value:g}" if -3 <= exponent <= 3 else "10" + str(exponent).translate(SUPERSCRIPTS)
+
+
+def _plain_ticks(*axes: Axis) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    for axis in axes:
+        axis.set_major_formatter(FuncFormatter(power_of_ten))
+        axis.set_minor_formatter(NullFormatter())
+
+
 def _against(points: Points, colour: dict[str, str], axes: Axes, shape: Shape) -> None:
     ends = [
         float(edge(values)) for measured, predicted, _ in points.values() for values in (measured, predicted) for edge in (np.min, np.max)
@@ -105,6 +129,7 @@ def _against(points: Points, colour: dict[str, str], axes: Axes, shape: Shape) -
     for dtype, (measured, predicted, _) in points.items():
         axes.scatter(measured * 1e6, predicted * 1e6, s=3, color=colour[dtype], linewidths=0, alpha=0.7)
     axes.set(xscale="log", yscale="log", xlabel="measured, us", ylabel="predicted, us")
+    _plain_ticks(axes.xaxis, axes.yaxis)
 
 
 def _errors(points: Points, colour: dict[str, str], axes: Axes, shape: Shape) -> None:
@@ -112,3 +137,4 @@ def _errors(points: Points, colour: dict[str, str], axes: Axes, shape: Shape) ->
     for dtype, (measured, predicted, size) in points.items():
         axes.scatter(size, np.clip(predicted / measured - 1, -1, 1) * 100, s=3, color=colour[dtype], linewidths=0, alpha=0.7)
     axes.set(xscale="log", xlabel="operations, or bytes where there are none", ylabel="error, % (at most 100)")
+    _plain_ticks(axes.xaxis)

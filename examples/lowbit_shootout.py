@@ -7,8 +7,9 @@ Every machine computes the same graphs in the format it was made for; Llama's we
 share one memory (32 GB/s) and the buffers of the fp16 baseline; GPUs, CPUs and FPGAs have their own, unless `--bandwidth` gives all of
 them the same. An array that multiplies nothing but quantised weights gets 192 fp16 multipliers for attention and heads that stay fp16.
 
-Latency and energy are estimates; energy leaves out what a device states no energy for (marked >=). Area counts two-input gates of the
-arithmetic from one synthesis flow, without memories; a CPU is there anyway. Error is what the machine does to the output of one linear
+Latency and energy are estimates. Energies are those that each device states, of its own node and memory, and leave out what it states none
+for (marked >=). Area counts two-input gates of the arithmetic from one synthesis flow, without memories (ternary rows: 1440 units of eight
+lanes, without the adders that join them); a CPU is there anyway. Error is what the machine does to the output of one linear
 layer with random weights (relative, of the norm), against the model as trained: real weights for Llama, ternary ones and int8
 activations for BitNet.
 """
@@ -311,10 +312,9 @@ def picture(results: list[Result], path: Path, tokens: int) -> None:
             axis.barh([p for p, _, _ in known], [v for _, v, _ in known], 0.38, color=colour, label=model, hatch=marks, edgecolor="white")
             for p, v, _ in known:
                 axis.annotate(f"{v:.2g}", (v, p), (2, 0), textcoords="offset points", va="center", fontsize=7)
-            for p, v in zip(place + offset, values, strict=True):
-                if v == 0:
-                    at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-                    axis.annotate("exact", (0, p), (3, 0), va="center", fontsize=7, **at)
+            at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            for p in [p for p, v in zip(place + offset, values, strict=True) if v == 0]:
+                axis.annotate("exact", (0, p), (3, 0), va="center", fontsize=7, **at)
         axis.set_xscale("log")
         axis.set_title(title, fontsize=10)
         axis.grid(axis="x", alpha=0.3)

@@ -150,16 +150,51 @@ class Blocked:
         )
         counted = compute * FS_PER_S // clock
         setup = sum(fs for _, fs in target.setup())
-        steps = (full["m"] // rows) * (full["n"] // n) * max(0, full["k"] // k - 1) * max(0, rows // m - 1)
-        if steps and not target.excludes_cold_fill:
-            loads: dict[str, int] = {}
-            for job in self._loads(m, n, k, Fraction(n * k, ceil(rows / m))):
-                loads[job.on] = loads.get(job.on, 0) + job.fs
-            each = self._cycles(m, n, k) * FS_PER_S // clock
-            counted += steps * max(0, max(loads.values()) - each - 1)
+        if not target.excludes_cold_fill:
+            counted += self._waits(rows, m, n, k, clock) + self._ends(rows, m, n, k)
         if target.private_interfaces or target.excludes_cold_fill:
             return setup + counted
         return setup + max(counted, target.memory.least_fs(self._bytes(rows, n)))
+
+    def _ends(self, rows: int, m: int, n: int, k: int) -> int:
+        """Femtoseconds before the first tile is computed, for its loads, and behind the last one, for its epilogue and its store."""
+        nest, full = self.nest, self.full
+        first = min(m, rows)
+        depth = min(k, full["k"])
+        loads: dict[str, int] = {}
+        for job in self._loads(first, n, depth, Fraction(n * depth), depth):
+            loads[job.on] = loads.get(job.on, 0) + job.fs
+        block, columns = full["m"] - (ceil(full["m"] / rows) - 1) * rows, full["n"] - (ceil(full["n"] / n) - 1) * n
+        last = (block - (ceil(block / m) - 1) * m) * columns
+        store = nest.transfer("store c", "outputs", last, nest.out_size, columns, full["n"], store=True)
+        return max(loads.values()) + store.fs + (nest.post_process(last).fs if nest.post_unit else 0)
+
+    def _waits(self, rows: int, m: int, n: int, k: int, clock: int) -> int:
+        """Femtoseconds by which steps take longer than their computation, at least: full tiles that load a full tile and a share
+        of a full slab, in slabs before the last and in the last one of a block, where results go as well."""
+        nest, full = self.nest, self.full
+        tiles = ceil(rows / m)
+        steps = tiles if rows % m == 0 else tiles - 2  # of a slab, with a full tile in the unit and another one coming
+        blocks, columns, depths = full["m"] // rows, full["n"] // n, full["k"] // k
+        share = Fraction(n * k, tiles)
+        total = 0
+
+        def waits(count: int, depth: int, *more: Job) -> int:
+            loads: dict[str, int] = {}
+            for job in (*self._loads(m, n, depth, share, k), *more):
+                loads[job.on] = loads.get(job.on, 0) + job.fs
+            return count * max(0, max(loads.values()) - self._cycles(m, n, depth) * FS_PER_S // clock - 1)
+
+        if (inner := blocks * columns * max(0, depths - 1) * max(0, steps - 1)) > 0:
+            total += waits(inner, k)
+        last = full["k"] - (ceil(full["k"] / k) - 1) * k
+        lag = 3 if nest.post_unit else 2
+        if (closing := blocks * max(0, columns - 1)) and steps > 1:
+            extra = [nest.transfer("load extra", "outputs", m * n, nest.extra_size, n, full["n"])] if nest.extra_size else []
+            store = nest.transfer("store c", "outputs", m * n, nest.out_size, n, full["n"], store=True)
+            stored = max(0, steps - lag)
+            total += waits(closing * stored, last, *extra, store) + waits(closing * (steps - 1 - stored), last, *extra)
+        return total
 
     def _bytes(self, rows: int, n: int) -> Fraction:
         nest, full, times = self.nest, self.full, self.target.times

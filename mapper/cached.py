@@ -27,6 +27,8 @@ from workloads import cost
 from workloads.cost import attended_keys
 
 PRODUCT, ATTENTION = "cached", "cached_attention"
+SMALLEST_KEYS = 64
+"""Keys per block, at least."""
 LAGS = (0, 1, 2, 3)
 """Loads, products, vector work and stores of a tile follow each other."""
 
@@ -164,7 +166,7 @@ class CachedProduct(Cached):
 
 @dataclass(frozen=True)
 class CachedAttention(Cached):
-    """Attention. It has no parameters: scores of a head stay with the copy that works on it."""
+    """Attention, a head per copy. Parameter: `keys` at a time; running maxima and sums of a head stay with the copy that works on it."""
 
     @cached_property
     def heads(self) -> int:
@@ -172,37 +174,71 @@ class CachedAttention(Cached):
         return self.kernel.operator["batch"] * self.kernel.operator["kv_heads"]
 
     @cached_property
-    def read_size(self) -> Fraction:
-        return sum((o.size for o in self.kernel.reads), Fraction(0))
+    def keys(self) -> int:
+        return attended_keys(self.kernel.operator)
+
+    @cached_property
+    def cached_size(self) -> Fraction:
+        """Bytes of keys and values."""
+        names = self.kernel.operator.inputs[1:3]
+        return sum((o.size for o in self.kernel.reads if o.tensor in names), Fraction(0))
+
+    @cached_property
+    def row_size(self) -> Fraction:
+        """Bytes of queries and of everything else that is read."""
+        return sum((o.size for o in self.kernel.reads), Fraction(0)) - self.cached_size
 
     @cached_property
     def out_size(self) -> Fraction:
         return sum((o.size for o in self.kernel.writes), Fraction(0))
 
     def candidates(self) -> Iterator[OperatorMapping]:
-        yield OperatorMapping(self.kernel.name, self.name, ATTENTION, {})
+        for keys in tile_sizes(self.keys, SMALLEST_KEYS):
+            yield OperatorMapping(self.kernel.name, self.name, ATTENTION, {"keys": keys})
 
     def footprint(self, mapping: OperatorMapping) -> dict[str, int]:
-        return {self.pad: ceil((self.read_size + self.out_size) * min(self.copies, self.heads) / self.heads * 2)}
+        block = Fraction(min(mapping.integer("keys"), self.keys), self.keys)
+        share_of_heads = Fraction(min(self.copies, self.heads), self.heads)
+        return {self.pad: ceil((self.cached_size * block * 2 + (self.row_size + self.out_size) * 2) * share_of_heads)}
 
     def plan(self, mapping: OperatorMapping) -> Plan:
+        blocks = pieces(self.keys, min(mapping.integer("keys"), self.keys))
         tiles: Tiles = ()
         for heads, count in pieces(self.heads, min(self.copies, self.heads)):
-            tiles += (Loop(count, (self._tile(heads),)),) if count > 1 else (self._tile(heads),)
+            group: Tiles = ()
+            for number, (keys, times) in enumerate(blocks):
+                first, last = number == 0, number == len(blocks) - 1
+                if times == 1 or not (first or last):
+                    group += self._run(heads, keys, times, first, last)
+                    continue
+                middle = times - first - last
+                group += self._run(heads, keys, int(first), True, False)
+                group += self._run(heads, keys, middle, False, False)
+                group += self._run(heads, keys, int(last), False, True)
+            tiles += (Loop(count, group),) if count > 1 else group
         return Plan(mapping, tiles, LAGS, self.footprint(mapping), self.target.setup())
 
-    def _tile(self, heads: int) -> Tile:
-        """A head on each copy."""
+    def _run(self, heads: int, keys: int, times: int, first: bool, last: bool) -> Tiles:
+        """Equal blocks one after the other."""
+        tile = self._tile(heads, keys, first, last)
+        return (Loop(times, (tile,)),) if times > 1 else (tile,) * times
+
+    def _tile(self, heads: int, keys: int, first: bool, last: bool) -> Tile:
+        """A block of keys of a head on each copy; the queries come with the first, the results go with the last."""
         op, unit = self.kernel.operator, self.target.unit(self.name)
-        rows, keys = op["heads"] // op["kv_heads"] * op["queries"], attended_keys(op)
+        rows = op["heads"] // op["kv_heads"] * op["queries"]
         pairs = cost.attended_pairs(op["queries"], op["keys"], bool(op["causal"]), op["window"])
+        seen = Fraction(pairs, op["queries"] * self.keys)  # of the products of all queries with all keys
         whole = unit.cycles(Gemm(rows, keys, op["head_dim"], self.format)) + unit.cycles(Gemm(rows, op["value_dim"], keys, self.format))
-        cycles = ceil(Fraction(whole * pairs, op["queries"] * keys))
         portion = Fraction(heads, self.heads)
-        softmax = Vector(heads * (op["heads"] // op["kv_heads"]) * pairs, 4, 1)
+        part = portion * Fraction(keys, self.keys)
+        softmax = Vector(ceil(heads * (op["heads"] // op["kv_heads"]) * Fraction(pairs * keys, self.keys)), 4, 1)
+        store: tuple[Job, ...] = ()
+        if last and self.out_size:
+            store = (self.target.transfer("store", "outputs", written=self.out_size * portion),)
         return (
-            (self.target.transfer("load", "activations", read=self.read_size * portion),),
-            (self.job(cycles, cost.macs(op) * portion),),
-            self.vector(portion, (softmax,)),
-            (self.target.transfer("store", "outputs", written=self.out_size * portion),),
+            (self.target.transfer("load", "activations", read=self.cached_size * part + (self.row_size * portion if first else 0)),),
+            (self.job(ceil(whole * seen), cost.macs(op) * part),),
+            self.vector(part, (softmax,)),
+            store,
         )

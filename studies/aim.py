@@ -109,7 +109,7 @@ def _cent() -> StudyRow:
         None,
         "probable",
         CENT,
-        note="the published ratio is over three models against measured vLLM runs with prefill, whose rates were not at hand; ours is decode "
-        f"of one model at its mean context, {ours:.0f} against {gpus:.0f} tokens/s, both at their best: the GPUs' estimate has no server "
-        "around it",
+        note="the published ratio is over three models against measured vLLM runs with prefill, whose rates were not at hand; ours is "
+        f"decode of one model at its mean context, {ours:.0f} against {gpus:.0f} tokens/s, both at their best: the GPUs' estimate has no "
+        "server around it",
     )

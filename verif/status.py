@@ -65,12 +65,13 @@ def outcome(kind: str) -> dict[str, Any]:
 def write(kinds: Iterable[str], path: Path = FILE) -> None:
     """Verifies the units and updates the file with each."""
     for kind in kinds:
+        found = outcome(kind)  # minutes: others may have written meanwhile
         document: dict[str, Any] = {"schema": 1, "units": {}}
         if path.is_file():
             document = json.loads(path.read_text(encoding="utf-8"))
-        document["units"][kind] = outcome(kind)
+        document["units"][kind] = found
         write_atomically(path, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
-        print(f"{kind}: {document['units'][kind]}", file=sys.stderr)
+        print(f"{kind}: {found}", file=sys.stderr)
 
 
 if __name__ == "__main__":

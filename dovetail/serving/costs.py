@@ -71,6 +71,11 @@ class Iteration:
     experts: Counts | None = None
 
     @property
+    def context(self) -> int:
+        """Tokens that a decoding sequence attends to, on average."""
+        return max(1, round(self.keys / self.decoding)) if self.decoding else 0
+
+    @property
     def tokens(self) -> int:
         return self.decoding + sum(new for new, _ in self.prompts)
 
@@ -137,7 +142,8 @@ class StepCosts:
 
     Attention and dense layers are cut over the devices; experts are spread over them, or sliced with `slice_experts`. `strategy`
     says how units of the device and units near its memory share experts. With `sub_batches` two halves of the decoding sequences take
-    turns on both: while one half is in its dense layers, attention of the other runs near memory (NeuPIMs). With `memo` off every part is mapped again each time.
+    turns on both: while one half is in its dense layers, attention of the other runs near memory (NeuPIMs). With `memo` off
+    every part is mapped again each time.
 
     Raises `ServingError` where the model cannot be cut so or does not fit.
     """
@@ -392,7 +398,7 @@ class StepCosts:
             prompts += self._migrated(op, sum(new for new, _ in work.prompts))
         if not work.decoding:
             return prompts
-        keys = max(1, round(work.keys / work.decoding))
+        keys = work.context
         here = self.attention(self.host, "host", op, work.decoding, 1, keys)
         best = here + prompts
         if self.near is not None:
@@ -406,7 +412,7 @@ class StepCosts:
         """Femtoseconds of all layers when two halves of the sequences alternate between dense layers and attention near memory."""
         assert self.near is not None
         half = -(-work.decoding // 2)
-        keys = max(1, round(work.keys / work.decoding))
+        keys = work.context
         layers = sum(count for _, count in self._attentions)
         attention = sum(self.attention(self.near, "near", op, half, 1, keys).fs * count for op, count in self._attentions)
         return interleaved(self.dense(half).fs // layers, attention // layers, layers)
@@ -554,7 +560,7 @@ class StepCosts:
 
     def _step(self, work: Iteration) -> tuple[dict[str, int], float | None]:
         """All but experts of an iteration."""
-        key = ("step", self.co_processing, self.sub_batches, work.decoding, work.keys, work.prompts, work.sequences)
+        key = ("step", self.co_processing, self.sub_batches, work.decoding, work.context, work.prompts, work.sequences)
         found: tuple[dict[str, int], float | None] = self._remember(key, partial(self._parts, work))
         return found
 

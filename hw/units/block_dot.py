@@ -125,8 +125,8 @@ class _BlockDot(Unit):
         the result the quiet NaN: for infinities the specification leaves this to the implementation.
         """
         element = self.element
-        code = codes_of(element.width)
-        left, right = matrices(operands[0], code, operands[2], code)
+        limits = codes_of(element.width)
+        left, right = matrices(operands[0], limits, operands[2], limits)
         left_scales, right_scales = (integers("scales", scales, codes_of(8)) for scales in operands[1::2])
         blocks = ceil(left.shape[1] / self.block_size)
         if left_scales.shape != (len(left), blocks) or right_scales.shape != (blocks, right.shape[1]):

@@ -58,7 +58,7 @@ class DequantStream(Unit, kind="dequant_stream"):
         value = np.where(codes >> (self.bits - 1) & 1, codes - (1 << self.bits), codes)
         scale = np.repeat(scales, self.group)[: len(codes)]
         if self.target == "int8":
-            return np.clip(np.rint(value * scale / (1 << self.scale_fraction)), -128, 127).astype(np.int64)
+            return np.asarray(np.clip(np.rint(value * scale / (1 << self.scale_fraction)), -128, 127).astype(np.int64))
         with np.errstate(invalid="ignore"):
             return FLOATS["bf16"].encode(value.astype(np.float64) * FLOATS["bf16"].decode(scale))
 

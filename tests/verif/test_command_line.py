@@ -210,9 +210,16 @@ def test_a_verilator_that_is_too_old_is_refused_with_both_numbers(monkeypatch: p
         run("verify", "lmul", "--simulator", "verilator")
 
 
-def test_files_that_cannot_be_made_are_refused_before_anything_runs(tmp_path: Path):
+def test_files_that_cannot_be_made_are_refused_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(VerificationError, match="--waves: only the gate in a Verilog simulator makes these files"):
         run("verify", "lmul", "--simulator", "pysim", "--waves", str(tmp_path))
+    (tmp_path / "file").write_text("")
+    for option in ("--waves", "--coverage"):
+        monkeypatch.setattr("verif.tools.missing_simulator", lambda simulator="icarus": None)
+        with pytest.raises(VerificationError, match=f"{option}: .*file is a file, expected a folder"):
+            run("verify", "lmul", option, str(tmp_path / "file"))
+        with pytest.raises(VerificationError, match=f"{option}: no folder can be made at .*name another one"):
+            run("verify", "lmul", option, str(tmp_path / "file" / "below"))
     with pytest.raises(OSError, match="there is no folder"):
         run("verify", "lmul", "--simulator", "pysim", "--junit", str(tmp_path / "none" / "out.xml"))
 
@@ -234,8 +241,9 @@ def test_record_refuses_mistakes(tmp_path: Path):
         run("record", "vectors", "--out", str(tmp_path), "--unit", "olive")
     with pytest.raises(VerificationError, match="latencies are of operators"):
         run("record", "latency", "--out", str(tmp_path), "--unit", "olive_mac")
-    with pytest.raises(VerificationError, match="expected a number of seconds above 0"):
-        run("record", "latency", "--out", str(tmp_path), "--budget", "0")
+    for budget in ("0", "nan", "inf"):
+        with pytest.raises(VerificationError, match="expected a number of seconds above 0"):
+            run("record", "latency", "--out", str(tmp_path), "--budget", budget)
 
 
 def test_record_on_a_machine_without_a_gpu_says_so(tmp_path: Path):

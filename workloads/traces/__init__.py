@@ -9,5 +9,6 @@ SHIPPED = (
     ("llama-2-7b", "decode", 1, 2048),
     ("llama-3-70b", "decode", 1, 2048),
     ("mixtral-8x7b", "decode", 1, 2048),
+    ("opt-6.7b", "decode", 1, 2048),
     ("opt-66b", "decode", 1, 2048),
 )

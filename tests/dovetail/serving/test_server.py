@@ -1,5 +1,6 @@
 """Costs of iterations and the laws of a server that runs them."""
 
+import dataclasses
 from functools import lru_cache
 
 import numpy as np
@@ -197,6 +198,34 @@ def test_keys_and_values_lie_in_three_of_four_sections():
     assert found.room == plain.room * SECTIONS_OF_CACHE // 4
     assert plain.room == plain.device.dram.total - plain.weight_bytes
     assert costs(co_processing=False).room == plain.room
+
+
+def test_halves_of_a_batch_take_turns_only_where_that_is_faster():
+    """Attention in the banks of one half runs while the other half is in its dense layers."""
+    plain = costs("neupims", model="opt-6.7b", devices=1)
+    halves = dataclasses.replace(plain, sub_batches=True)
+    for batch, keys in ((2, 64), (64, 200)):
+        work = decoding([keys] * batch)
+        one, two = plain.step(work), halves.step(work)
+        assert two.fs <= one.fs
+        ((op, layers),) = halves._attentions
+        dense, attention = halves.dense(batch // 2).fs, halves.attention(halves.near, "near", op, batch // 2, 1, keys).fs
+        overlapped = dense // layers + (2 * layers - 1) * max(dense // layers, attention) + attention
+        whole = one.parts["dense"] + one.parts["attention"]
+        assert two.parts.get("interleaved", whole) == min(overlapped, whole)
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "message"),
+    [
+        (MODEL, "duplex", "--sub-batches: mixtral-8x7b has experts, whose weights each half would read again"),
+        ("llama-3-70b", "duplex-gpu", "--sub-batches: duplex-gpu has no units near memory that work beside the others"),
+        ("llama-3-70b", "duplex-bank-pim", "--sub-batches: duplex-bank-pim has no units near memory that work beside the others"),
+    ],
+)
+def test_halves_that_cannot_take_turns_are_refused(model, device, message):
+    with pytest.raises(ServingError, match=message):
+        step_costs(model, device, devices=4, sub_batches=True)
 
 
 def test_collectives_are_rings_of_the_stated_links():

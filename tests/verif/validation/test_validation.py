@@ -336,7 +336,9 @@ def test_the_verb_prints_one_document_and_writes_a_page(tmp_path, run):
     assert set(document["baselines"]) == set(BASELINES)
     assert len(document["excluded"]) == 1
     assert document["leave_one_device_out"][0]["n"] == 1
-    assert "<svg" in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert "<svg" in text
+    assert "mathdefault" not in text  # ticks are plain text: pictures are drawn without a formula parser
     table = run("gemm", "--data", tmp_path)
     assert "excluded: 1 rows" in table.stdout
 
@@ -361,7 +363,13 @@ def test_mistakes_on_the_command_line_are_named(run, arguments, message):
 @pytest.mark.skipif(not DATA, reason="no measured data: set DOVETAIL_MEASURED to a folder of measured CSV files")
 @pytest.mark.parametrize(
     ("device", "dtype", "most"),
-    [("h100-sxm", "bf16", 0.055), ("a100-80g", "bf16", 0.085), ("h100-sxm", "fp8", 0.15), ("a100-80g", "w8a16", 0.15)],
+    [
+        ("h100-sxm", "bf16", 0.055),
+        ("a100-80g", "bf16", 0.08),
+        ("h100-sxm", "fp8", 0.1),
+        ("a100-80g", "w8a16", 0.12),
+        ("a100-80g", "w4a16", 0.14),
+    ],
 )
 def test_products_on_shapes_never_fitted_stay_within_their_errors(device, dtype, most):
     wanted = ("gemm", device, dtype, "kernel")
