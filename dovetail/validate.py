@@ -55,7 +55,10 @@ def validate(
 
     chosen = [m for m in measured if asked(m)]
     if not chosen:
-        raise MeasurementError(f"--data: {data}: none of the {len(measured)} rows is of the sets, device and clock asked for")
+        left = "; ".join(f"{count} not predicted: {what}" for what, count in other.items())
+        raise MeasurementError(
+            f"--data: {data}: none of the {len(measured)} rows is of the sets, device and clock asked for{f' ({left})' if left else ''}"
+        )
     score = evaluate(chosen, leave_one_device_out=leave_one_device_out, progress=lambda text: print(f"dovetail: {text}", file=sys.stderr))
     if report is not None:
         from dovetail.validation_page import write

@@ -99,7 +99,10 @@ class Independent:
     def draw(self, tokens: int) -> Counts:
         """Rows of every expert for so many tokens, [layers, experts]."""
         subsets = self._subsets
-        if subsets is not None and len(subsets) <= max(64, tokens * self.experts // 4):
+        if subsets is not None and tokens < len(subsets):
+            one: Counts = self._by_token(tokens, 1)[0]
+            return one
+        if subsets is not None:
             if len(self._odds) == 1:
                 drawn = self.rng.multinomial(tokens, self._odds[0], size=self.layers)
             else:
@@ -118,10 +121,32 @@ class Independent:
     def several(self, tokens: int, times: int) -> list[Counts]:
         """What so many draws give."""
         subsets = self._subsets
-        if times > 1 and len(self.shares) == 1 and subsets is not None and len(subsets) <= max(64, tokens * self.experts // 4):
+        if subsets is not None and tokens < len(subsets):
+            return list(self._by_token(tokens, times))
+        if times > 1 and len(self.shares) == 1 and subsets is not None:
             drawn = self.rng.multinomial(tokens, self._odds[0], size=self.layers * times) @ subsets
             return list(np.asarray(drawn, dtype=np.int64).reshape(times, self.layers, self.experts))
         return [self.draw(tokens) for _ in range(times)]
+
+    def _by_token(self, tokens: int, times: int) -> Counts:
+        """Every token draws its set of experts, [times, layers, experts]."""
+        assert self._subsets is not None
+        drawn, ends = self.rng.random((times, self.layers, tokens)), np.cumsum(self._odds, axis=1)
+        last = self._odds.shape[1] - 1
+        if len(ends) == 1:
+            sets = np.searchsorted(ends[0], drawn, side="right")
+        else:
+            sets = np.stack([np.searchsorted(row, drawn[:, layer], side="right") for layer, row in enumerate(ends)], axis=1)
+        chosen = self._members[np.minimum(sets, last)].reshape(times * self.layers, -1)
+        offsets = np.arange(times * self.layers)[:, None] * self.experts
+        counts = np.bincount((chosen + offsets).ravel(), minlength=times * self.layers * self.experts)
+        return counts.reshape(times, self.layers, self.experts)
+
+    @cached_property
+    def _members(self) -> Counts:
+        """The experts of every set, [sets, top_k]."""
+        assert self._subsets is not None
+        return np.nonzero(self._subsets)[1].reshape(len(self._subsets), self.top_k)
 
     def _one_by_one(self, tokens: int, shares: np.ndarray[Any, Any]) -> Counts:
         """Expert by expert without regard to which tokens have chosen it, none of them more often than there are tokens."""

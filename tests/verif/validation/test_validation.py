@@ -343,6 +343,13 @@ def test_the_verb_prints_one_document_and_writes_a_page(tmp_path, run):
     assert "excluded: 1 rows" in table.stdout
 
 
+def test_rows_that_are_not_predicted_are_named_where_there_are_no_others(tmp_path, run):
+    write(tmp_path, HEADER.replace("device", "device,card") + ",x86_64,gemm,bf16,9,16,16,16\n")
+    result = run("--data", tmp_path)
+    with pytest.raises(MeasurementError, match=r"none of the 0 rows .*1 not predicted: rows.csv: x86_64, which no device describes"):
+        raise result.exception
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
