@@ -33,7 +33,7 @@ def verify(
     coverage: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the gate's coverage points (XML) there.")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE.xml", help="Write the outcome as JUnit XML.")] = None,
     shapes: Annotated[int, typer.Option(metavar="N", min=1, help="Shapes of work per unit whose cycles are compared.")] = 200,
-    limit: Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="Time limit of one proof.")] = 120.0,
+    limit: Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="Time limit of one proof.")] = 300.0,
     load: Annotated[list[Path] | None, typer.Option("--load", metavar="FILE.py", help="Python file with units of your own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:

@@ -11,7 +11,7 @@ from verif.protocol import prove_protocol
 WORST = ("refuted", "undecided", "proved")
 
 
-def verdicts(kind: str, limit_s: float = 120.0, progress: Callable[[str], None] = lambda text: None) -> Iterator[tuple[str, Verdict]]:
+def verdicts(kind: str, limit_s: float = 300.0, progress: Callable[[str], None] = lambda text: None) -> Iterator[tuple[str, Verdict]]:
     """(configuration, verdict) of each theorem; streams are proved for the smallest configuration. `progress` is told the next one."""
     found = samples(kind)
     for unit in found:
@@ -23,7 +23,7 @@ def verdicts(kind: str, limit_s: float = 120.0, progress: Callable[[str], None] 
         yield describe(found[-1]), verdict
 
 
-def prove_unit(kind: str, limit_s: float = 120.0) -> dict[str, str]:
+def prove_unit(kind: str, limit_s: float = 300.0) -> dict[str, str]:
     """Each property with its result; where configurations differ, the worst one."""
     results: dict[str, str] = {}
     for _, verdict in verdicts(kind, limit_s):

@@ -68,7 +68,7 @@ def test_a_failing_unit_ends_with_status_one_and_says_where(monkeypatch: pytest.
     assert "the model says" in row["failures"][0]
     suite = ElementTree.parse(tmp_path / "out.xml").getroot()
     (unit,) = suite.findall("testsuite")
-    assert (unit.get("name"), unit.get("tests"), unit.get("failures")) == ("ternary_row", "2", "1")
+    assert (unit.get("name"), unit.get("tests"), unit.get("failures")) == ("ternary_row", "3", "1")  # vectors, large sets, RTL
     assert [case.get("name") for case in unit.findall("testcase[failure]")] == ["RTL arithmetic, cycles and streams"]
 
 
