@@ -114,7 +114,7 @@ def test_the_flushing_multiplier_rounds_flushes_and_saturates(name: str):
 def flushed_product(form, x, y):
     a, b = form.decode(x), form.decode(y)
     smallest, largest = 2.0 ** (1 - form.bias), float(form.decode(form.largest))
-    a, b = (np.where(np.abs(v) < smallest, 0 * v, v) for v in (a, b))
+    a, b = (np.where(np.abs(v) < smallest, np.copysign(0.0, v), v) for v in (a, b))
     with np.errstate(invalid="ignore"):
         exact = np.abs(a * b)
     fraction, exponent = np.frexp(np.where(np.isfinite(exact), exact, 0))
