@@ -26,8 +26,7 @@ from mapper.nest import products
 from mapper.pipeline import Job, Tile
 from mapper.plan import Plan
 from mapper.program import Move
-from mapper.residency import NOTHING, Found
-from mapper.target import Target
+from mapper.sited import Sited
 from mapper.vectorwork import of_operator
 
 FAMILY = "banks"
@@ -124,17 +123,8 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Banks:
+class Banks(Sited):
     """The one mapping of a kernel onto a bank unit; it has no parameters."""
-
-    target: Target
-    kernel: Kernel
-    resident: Found = NOTHING
-
-    @cached_property
-    def name(self) -> str:
-        assert self.target.site is not None
-        return self.target.site.unit
 
     @cached_property
     def unit(self) -> BankUnit:

@@ -16,12 +16,12 @@ from math import ceil
 from hw.quantity import cycles_to_fs
 from hw.units.sail import SailSlices, SimdCores
 from hw.work import Gemm, Vector
-from mapper.kernels import Kernel, Operand
+from mapper.kernels import Operand
 from mapper.mapping import OperatorMapping
 from mapper.pipeline import Job, Loop, Tile, Tiles
 from mapper.plan import Plan, balanced_sizes, pieces, tile_sizes
-from mapper.residency import NOTHING, Found
-from mapper.target import Target, converts
+from mapper.sited import Sited
+from mapper.target import converts
 from mapper.vectorwork import of_kernel, share
 from workloads import cost
 from workloads.cost import attended_keys
@@ -34,22 +34,8 @@ LAGS = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True)
-class Cached:
+class Cached(Sited):
     """What both kinds of kernels share."""
-
-    target: Target
-    kernel: Kernel
-    resident: Found = NOTHING
-
-    @cached_property
-    def name(self) -> str:
-        assert self.target.site is not None
-        return self.target.site.unit
-
-    @cached_property
-    def format(self) -> str:
-        assert self.target.site is not None
-        return self.target.site.format
 
     @cached_property
     def copies(self) -> int:

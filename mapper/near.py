@@ -17,13 +17,12 @@ from math import ceil
 from hw.quantity import cycles_to_fs
 from hw.units.near_pim import NearUnit
 from hw.work import Vector
-from mapper.kernels import Kernel, Operand
+from mapper.kernels import Operand
 from mapper.mapping import OperatorMapping
 from mapper.pipeline import Job, Loop, Tile, Tiles
 from mapper.plan import Plan
 from mapper.program import Move
-from mapper.residency import NOTHING, Found
-from mapper.target import Target
+from mapper.sited import Sited
 from mapper.vectorwork import of_operator
 from workloads import cost
 from workloads.cost import attended_pairs
@@ -35,17 +34,8 @@ SLICES = 8
 
 
 @dataclass(frozen=True)
-class Near:
+class Near(Sited):
     """The one mapping of a kernel onto near-memory modules; it has no parameters."""
-
-    target: Target
-    kernel: Kernel
-    resident: Found = NOTHING
-
-    @cached_property
-    def name(self) -> str:
-        assert self.target.site is not None
-        return self.target.site.unit
 
     @cached_property
     def unit(self) -> NearUnit:
@@ -164,8 +154,7 @@ class Near:
     def _multiply(self, part: Fraction) -> Job:
         unit, clock = self.unit, self.target.device.unit_clock(self.name)
         macs = cost.macs(self.kernel.operator) * part
-        assert self.target.site is not None
-        rate = unit.macs_per_cycle(self.target.site.format) * unit.count
+        rate = unit.macs_per_cycle(self.format) * unit.count
         cycles = ceil(macs * self.uneven / rate)
         return Job("multiply", self.name, cycles, cycles_to_fs(cycles, clock), macs=macs)
 

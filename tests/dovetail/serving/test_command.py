@@ -80,7 +80,7 @@ def test_a_trace_is_served_whole(capsys, tmp_path):
         (["--experts", "all"], "experts: expected one of single, split, optimum, not 'all'"),
         (["--co-processing", "of"], "--co-processing: expected on or off, not 'of'; did you mean `off`"),
         (["--seed", "-1"], "--seed: expected at least 0"),
-        (["--report", "/nowhere/run.html"], "--report: "),
+        (["--report", "no-such-folder/run.html"], "--report: "),
         (["--device", "dupleks"], "unknown device 'dupleks'"),
         (["--set", "units.tensr.count=1"], "units has no 'tensr'"),
         (["--reqests", "4"], "no such option --reqests"),
