@@ -140,6 +140,7 @@ class Dram(Memory, kind="dram"):
     with the address `mapping`, for reads and for writes; pieces that share no open rows reach less, and turning the bus around
     takes its time. The bandwidth itself is what is stated here, so that a variant may change it alone. Without it `refresh` is the
     fraction of time lost to refresh (tRFC / tREFI of the standard named in `source`).
+    `ecc` is the share of all transfers that are check bits stored beside the data (inline ECC of GDDR memories).
     `efficiency` is the share of that which kernels with few loads on their way sustain (products, attention), and `ramp` the time
     that a kernel loses until it does.
     `cold_fill` `excluded` leaves the first fill and the last write-back of an operator, which no computation can hide, out of
@@ -152,6 +153,7 @@ class Dram(Memory, kind="dram"):
     channels: Count | None = None
     mapping: Literal["interleaved", "row"] = "interleaved"
     refresh: Ratio = Fraction(0)
+    ecc: Ratio = Fraction(0)
     efficiency: Share = Fraction(1)
     ramp: Duration = 0
     cold_fill: Literal["counted", "excluded"] = "counted"
@@ -187,15 +189,16 @@ class Dram(Memory, kind="dram"):
         Pieces whose pitch is shorter than the rows that are open at a time share these rows: what is read of one set of rows
         counts as one piece at a place of its own.
         """
+        data = (1 - self.ecc) * self.efficiency
         if not self.timing:
-            return (1 - self.refresh) * self.efficiency
+            return (1 - self.refresh) * data
         stream = _stream_fractions(self.timing, self.mapping)[write]
         service = self.service
         if pieces is None or pieces.size >= pieces.pitch or service is None:
-            return stream * self.efficiency
+            return stream * data
         run = ceil(pieces.size * max(1, service.row_set // pieces.pitch))
         found = _pieces_fraction(self.timing, service.channels, self.mapping, max(1, run), write)
-        return min(found, stream if self.mapping == "interleaved" else _best_fraction(self.timing, self.mapping)) * self.efficiency
+        return min(found, stream if self.mapping == "interleaved" else _best_fraction(self.timing, self.mapping)) * data
 
     @property
     def turn_fs(self) -> int:
@@ -207,7 +210,7 @@ class Dram(Memory, kind="dram"):
         return cost + (_scaled_fs(written, self.fraction(pieces, write=True), self.bandwidth) if written else 0)
 
     def least_fs(self, size: Fraction | int) -> int:
-        best = _best_fraction(self.timing, self.mapping) if self.timing else 1 - self.refresh
+        best = (_best_fraction(self.timing, self.mapping) if self.timing else 1 - self.refresh) * (1 - self.ecc)
         return _scaled_fs(size, best, self.bandwidth)
 
 
@@ -223,13 +226,20 @@ class Hbm(Dram, kind="hbm"):
 class Cache(Memory, kind="cache"):
     """A cache in front of the main memory, shared by all units.
 
-    `efficiency` is the share of its bandwidth that kernels reach. `reuse` is the share of its capacity within which what was
-    touched is found again: with it, something last touched d bytes ago is found with probability 1 - d / (reuse x capacity), as
-    sets and slices fill up unevenly; without it, least-recently-used replacement is perfect.
+    `efficiency` is the share of its bandwidth that kernels reach. `reuse` is the share of its capacity beyond which nothing of what
+    was touched is found again, `held` the share up to which all of it is: in between the share that is found falls in a straight line,
+    as sets and slices fill up unevenly. Without either, least-recently-used replacement is perfect.
     """
 
     efficiency: Share = Fraction(1)
     reuse: Share | None = None
+    held: Ratio = Fraction(0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Cache:
+        if self.reuse is not None and self.held >= self.reuse:
+            raise HardwareError(f"held: expected less than reuse ({self.reuse}), up to which something is found, found {self.held}")
+        return self
 
     @property
     def window(self) -> int:
@@ -242,9 +252,26 @@ class Cache(Memory, kind="cache"):
         >>> Cache(capacity=1000, bandwidth=1, reuse="0.5").found(100)
         Fraction(4, 5)
         """
-        if self.reuse is None:
+        if self.reuse is None and not self.held:
             return Fraction(distance <= self.total)
-        return max(Fraction(0), 1 - Fraction(distance, max(1, self.window)))
+        falling = max(Fraction(1), self.window - self.total * self.held)
+        return max(Fraction(0), min(Fraction(1), (self.window - distance) / falling))
+
+    def kept(self, touched: int) -> Fraction:
+        """Share that is still there at the end of something written as steadily as so many bytes are touched: `found`, on average over
+        the distances up to these bytes.
+
+        >>> Cache(capacity=1000, bandwidth=1, reuse="0.5").kept(250), Cache(capacity=1000, bandwidth=1).kept(4000)
+        (Fraction(3, 4), Fraction(1, 4))
+        """
+        whole, window = self.total * self.held, Fraction(max(1, self.window))
+        if self.reuse is None and not self.held:
+            whole = window
+        if touched <= whole:
+            return Fraction(1)
+        end = min(Fraction(touched), window)  # beyond the window nothing is found; up to there the share falls in a straight line
+        fallen = (end - whole) ** 2 / (2 * max(Fraction(1), window - whole))
+        return (end - fallen) / touched
 
     def occupied_fs(self, read: Fraction | int, written: Fraction | int = 0, pieces: Pieces | None = None) -> int:
         return _scaled_fs(read + written, self.efficiency, self.bandwidth)

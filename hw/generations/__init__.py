@@ -31,8 +31,9 @@ def _read(name: str) -> dict[str, Any]:
     return data
 
 
-def with_generation(fields: dict[str, Any]) -> dict[str, Any]:
-    """A device's description, with its generation's constants wherever it states none itself.
+def with_generation(fields: dict[str, Any], fitted: str = "") -> dict[str, Any]:
+    """A device's description, with its generation's constants wherever it states none itself; with those that another generation was
+    `fitted` with, if one is named, beside what is published of its own.
 
     Raises `HardwareError` for an unknown generation.
     """
@@ -40,6 +41,8 @@ def with_generation(fields: dict[str, Any]) -> dict[str, Any]:
     if not name:
         return fields
     data = copy.deepcopy(_read(str(name)))
+    if fitted:
+        data["constants"] = copy.deepcopy(_read(fitted)["constants"])
     out = dict(fields)
     constants: dict[str, Any] = {}
     for path, constant in data["constants"].items():

@@ -42,15 +42,16 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
 
     What kernels reach beyond that is described by constants of the generation, all neutral by default: `efficiency`, the share
     of the rate that long products sustain (issue slots); `lone_rate`, the multiply-accumulates of
-    16-bit operands per cycle that a single thread block of 128 x 128 results reaches on an SM; `port`, bytes per cycle that an SM
+    16-bit operands per cycle that a single thread block of 128 x 128 results reaches on an SM whose warps load operands into registers
+    (not where instructions are `asynchronous` and read shared memory themselves: wgmma, tcgen05); `port`, bytes per cycle that an SM
     takes from the cache; `mac_power`, the energy of one multiply-accumulate of 16-bit operands with everything around it at
     the full clock, from which the power limit of the board follows; `sustained`, the efficiency
     of single formats where it is another; `step_latency`, cycles that a lone thread block needs per 64 elements of
     k however small its tile; `block_overhead`, cycles between thread blocks that follow each other; `drain`, cycles per result
     to leave the accumulators; `split_latency`, the extra time of a product whose k is split; `attention_overhead`,
-    cycles between thread blocks of attention (`decode_overhead` where each has the queries of few positions, if that
-    is another number, and `row_overhead` more for each row of queries there); `attention_overlap`, the share of the shorter
-    of an attention block's products and softmax that runs beside the longer one (asynchronous matrix instructions).
+    cycles between thread blocks of attention, beside what they wait for main memory; `attention_overlap`, the share of the shorter
+    of an attention block's products and softmax that runs beside the longer one (asynchronous matrix instructions, or those of
+    another thread block).
     `tile_rows` and `tile_columns`
     are the edges of the thread-block tiles that the vendor's library is built for.
     """
@@ -70,6 +71,7 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
     port: int = Field(default=0, ge=0)
     mac_power: Energy | None = None
     sustained: dict[str, Share] = Field(default_factory=dict)
+    asynchronous: bool = False
     step_latency: int = Field(default=0, ge=0)
     block_overhead: int = Field(default=0, ge=0)
     drain: Ratio = Fraction(0)
@@ -140,6 +142,8 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
     @cached_property
     def lone(self) -> Fraction:
         """Share of the matrix rate that a lone thread block reaches: that of 16-bit operands, for every format."""
+        if self.asynchronous:
+            return Fraction(1)
         rate = max((self.macs_per_cycle(name) for name in ("fp16", "bf16")), default=0)
         return Fraction(min(self.lone_rate, rate), rate) if self.lone_rate and rate else Fraction(1)
 
