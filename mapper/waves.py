@@ -33,7 +33,7 @@ from mapper.pipeline import Job
 from mapper.plan import Plan
 from mapper.program import Move
 from mapper.residency import NOTHING, Found
-from mapper.rowwork import row_cycles
+from mapper.rowwork import row_work
 from mapper.target import Target, converts, mixed
 from mapper.vectorwork import of_kernel, of_operator
 from workloads.format import Format
@@ -510,16 +510,16 @@ class WaveStream(Wave):
         if not self.target.device.units_for("vector"):
             return jobs
         name = self.target.vector_unit(self.kernel.name)
-        clock, sms = self.target.device.unit_clock(name), self.target.unit(name).count
-        least, waiting, waits = row_cycles(self.kernel, sms)
+        clock = self.target.device.unit_clock(name)
+        work = row_work(self.kernel, self.target.unit(name).count, clock)
         missing = self.missing(self.kernel.reads) / max(Fraction(1), sum((o.size for o in self.kernel.reads), Fraction(0)))
-        fs = max(cycles_to_fs(least, clock), cycles_to_fs(waiting, clock) + ceil(waits * missing * self.target.memory.latency))
+        fs = max(work.least_fs, work.waiting_fs + ceil(work.waits * missing * self.target.memory.latency))
         if not fs:
             return jobs
-        # main memory's part of the waiting is no whole number of the unit's cycles: it stands on the queue of thread blocks
+        # the waiting is no whole number of the unit's cycles: it stands on the queue of thread blocks
         queues = (self.target.turns(unit) for unit in (name, *self.target.device.units_for("gemm")))
         if queue := next((queue for queue in queues if queue in self.target.queues), None):
             return (*jobs, Job("rows", queue, fs, fs))
-        cycles = max(least, waiting)
+        cycles = fs * clock // FS_PER_S
         job = jobs[0] if jobs else Job("rows", name, 0, 0)
         return (replace(job, cycles=cycles, fs=cycles_to_fs(cycles, clock)),) if cycles > job.cycles else (job,)
