@@ -45,6 +45,10 @@ def with_generation(fields: dict[str, Any], fitted: str = "") -> dict[str, Any]:
         data["constants"] = copy.deepcopy(_read(fitted)["constants"])
     out = dict(fields)
     constants: dict[str, Any] = {}
+    for path, value in data.get("published", {}).items():
+        tensor = out.get("units", {}).get("tensor")
+        if isinstance(tensor, Mapping) and path not in tensor:
+            out["units"] = {**out["units"], "tensor": {**tensor, path: value}}
     for path, constant in data["constants"].items():
         *steps, last = path.split(".")
         if len(steps) == 2:
@@ -63,9 +67,5 @@ def with_generation(fields: dict[str, Any], fitted: str = "") -> dict[str, Any]:
         else:
             out[last] = constant["value"]
         constants[path] = {**constant, "value": str(constant["value"])}
-    for path, value in data.get("published", {}).items():
-        tensor = out.get("units", {}).get("tensor")
-        if isinstance(tensor, Mapping) and path not in tensor:
-            out["units"] = {**out["units"], "tensor": {**tensor, path: value}}
     out["constants"] = {**constants, **out.get("constants", {})}
     return out
