@@ -52,6 +52,21 @@ print(time.process_time() - start)
 assert {segment.count for segment in graph.segments} >= {32}
 """
 
+VALIDATE = """
+import random, time
+from verif.validation import Measurement, evaluate
+rng = random.Random(1)
+def product():
+    m, n, k = (2 ** rng.randrange(low, high) * rng.choice((2, 3)) for low, high in ((0, 12), (6, 15), (6, 15)))
+    return Measurement("h100-sxm", "gemm", rng.choice(("bf16", "fp8")), {"m": m, "n": n, "k": k}, 1.0, copies=5)
+products = [product() for _ in range(2000)]
+start = time.process_time()
+score = evaluate(products)
+print(time.process_time() - start)
+assert len(score.predicted) == len(products)
+"""
+"""Predicting and scoring products, of which ten thousand are to take no longer than 60 s and each 2 ms on average."""
+
 BENCHMARKS = (
     Benchmark("import dovetail", 0.5, code="import dovetail"),
     Benchmark("trace 32 layers (after imports)", 2.0, code=TRACE, itself=True),
@@ -65,6 +80,7 @@ BENCHMARKS = (
         ("estimate", "gemm:4096x4096x4096:int8", "--device", "systolic-32"),
         peak_bytes=500 * 10**6,
     ),
+    Benchmark("validate 2,000 products, h100-sxm", 4.0, code=VALIDATE, itself=True),
 )
 
 RATIO = 1.5

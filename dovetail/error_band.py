@@ -20,21 +20,22 @@ COVERED = 0.8
 @dataclass(frozen=True)
 class ErrorBand:
     """Nine of ten measurements of such work lie between `low_fs` and `high_fs`, as far as is known; both are None where nothing of
-    the kind was measured. `basis` says what was, or why there is none."""
+    the kind was measured. `basis` says what was, or why there is none; `devices` on which."""
 
     low_fs: int | None
     high_fs: int | None
     basis: str
+    devices: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """`low_s`, `high_s` (null where not validated) and `basis`."""
+        """`low_s`, `high_s` (null where not validated), `basis` and `devices`."""
         low, high = (None if fs is None else fs / 10**15 for fs in (self.low_fs, self.high_fs))
-        return {"low_s": low, "high_s": high, "basis": self.basis}
+        return {"low_s": low, "high_s": high, "basis": self.basis, "devices": list(self.devices)}
 
     @classmethod
     def from_json(cls, document: Any) -> ErrorBand:
         low, high = (None if document[key] is None else round(document[key] * 10**15) for key in ("low_s", "high_s"))
-        return cls(low, high, document["basis"])
+        return cls(low, high, document["basis"], tuple(document.get("devices", ())))
 
 
 UNKNOWN = ErrorBand(None, None, NOT_VALIDATED)
@@ -56,7 +57,7 @@ def of_operators(kernels: Iterable[Placed], device: Device) -> list[ErrorBand]:
             found.append(ErrorBand(None, None, f"{NOT_VALIDATED}: no measured {named} on {device.name} or its generation"))
         else:
             fs = placed.plan.latency_fs
-            found.append(ErrorBand(int(fs * what.low), int(fs * what.high), what.basis))
+            found.append(ErrorBand(int(fs * what.low), int(fs * what.high), what.basis, (what.device,)))
     return found
 
 
@@ -81,6 +82,7 @@ def of_total(kernels: Iterable[Placed], bands: Iterable[ErrorBand], total_fs: in
     more of it than `COVERED` leaves, there is no band."""
     covered = low = high = everything = 0
     basis: dict[str, int] = {}
+    devices: dict[str, None] = {}
     for placed, found in zip(kernels, bands, strict=True):
         fs = placed.plan.latency_fs * placed.count
         everything += fs
@@ -88,6 +90,7 @@ def of_total(kernels: Iterable[Placed], bands: Iterable[ErrorBand], total_fs: in
             covered += fs
             low, high = low + found.low_fs * placed.count, high + found.high_fs * placed.count
             basis[found.basis] = basis.get(found.basis, 0) + fs
+            devices |= dict.fromkeys(found.devices)
     share = covered / everything if everything else 0.0
     if not covered or share < COVERED:
         return ErrorBand(None, None, f"{NOT_VALIDATED}: {share:.0%} of the time is of kinds of work that were measured on such a device")
@@ -95,7 +98,7 @@ def of_total(kernels: Iterable[Placed], bands: Iterable[ErrorBand], total_fs: in
     main = max(basis, key=lambda text: basis[text])
     more = len(basis) - 1
     text = f"{share:.0%} of the time is validated; most of it by {main}" + (f", and {more} more classes" if more else "")
-    return ErrorBand(int(low * scale), int(high * scale), text)
+    return ErrorBand(int(low * scale), int(high * scale), text, tuple(devices))
 
 
 def work_of(kernel: Kernel) -> tuple[str, str, str] | None:

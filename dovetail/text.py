@@ -100,7 +100,8 @@ def accuracy(report: Report) -> str:
     band = report.error_band
     if band.low_fs is None or band.high_fs is None:
         return band.basis
-    return f"error band {seconds(band.low_fs / 10**15)} to {seconds(band.high_fs / 10**15)}"
+    measured = f", from measurements on {' and '.join(band.devices)}" if band.devices else ""
+    return f"error band {seconds(band.low_fs / 10**15)} to {seconds(band.high_fs / 10**15)}{measured}"
 
 
 def gap(report: Report) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import isclose, log10
 from pathlib import Path
@@ -16,6 +16,7 @@ from dovetail.figures import MUTED, Picture, Shape, colours, svg
 from dovetail.files import atomic_writer
 from verif.validation import rows
 from verif.validation.hygiene import RULE
+from verif.validation.residual import LABEL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,44 +32,54 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u207
 Points = dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]]
 
 
-def write(score: Score, other: dict[str, int], path: Path) -> None:
-    """Writes the page. Raises `OSError` naming `path` when it cannot be written."""
+def write(
+    score: Score,
+    other: dict[str, int],
+    path: Path,
+    beside: Mapping[str, Sequence[float]] | None = None,
+    half: bool | None = None,
+) -> None:
+    """Writes the page, with the errors of other predictions `beside` ours. `half` keeps the shapes fitted on (True) or the others (False);
+    what is learned is scored on the others alone. Raises `OSError` naming `path` when it cannot be written."""
     environment = Environment(
         loader=PackageLoader("dovetail"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["svg"] = Markup  # the pictures are our own
     page = environment.get_template("validation.html.j2").render(
         rule=RULE,
-        table=_joined(score),
-        baselines=list(score.baselines),
+        table=_joined(score, beside or {}, half),
+        baselines=[*score.baselines, *(beside or {})],
+        shown={None: "All shapes", True: "The fitted half of the shapes", False: "The held-out half of the shapes"}[half],
         transferred=bool(score.transferred),
+        learned=LABEL if LABEL in (beside or {}) else "",
         excluded=len(score.excluded),
         refused=dict(score.refused),
         other=other,
-        pictures=_pictures(score),
+        pictures=_pictures(score, half),
     )
     with atomic_writer(path) as file:
         file.write(page)
 
 
-def _joined(score: Score) -> list[dict[str, Any]]:
-    """The score's rows with the halves, the baselines and the other generation beside them."""
+def _joined(score: Score, others: Mapping[str, Sequence[float]], half: bool | None) -> list[dict[str, Any]]:
+    """The score's rows with the halves, the baselines and other predictions beside them."""
 
     def key(row: dict[str, object]) -> tuple[object, ...]:
         return tuple(row[name] for name in ("device", "operator", "dtype", "size_class"))
 
     beside = {"fitted": rows(score, half=True), "held_out": rows(score, half=False)}
-    beside |= {label: rows(score, values) for label, values in score.baselines.items()}
-    if score.transferred:
-        beside["other generation"] = rows(score, score.transferred)
+    beside |= {label: rows(score, values, half) for label, values in score.baselines.items()}
+    beside |= {label: rows(score, values, False if label == LABEL else half) for label, values in others.items()}
     found = {label: {key(row): row["mape"] for row in table} for label, table in beside.items()}
-    return [{**row, **{label: table.get(key(row)) for label, table in found.items()}} for row in rows(score)]
+    return [{**row, **{label: table.get(key(row)) for label, table in found.items()}} for row in rows(score, half=half)]
 
 
-def _pictures(score: Score) -> list[tuple[str, Picture, Picture]]:
+def _pictures(score: Score, half: bool | None) -> list[tuple[str, Picture, Picture]]:
     out = []
     groups: dict[tuple[str, str], list[int]] = {}
     for index, m in enumerate(score.measured):
+        if half is not None and m.fitted != half:
+            continue
         groups.setdefault((m.device, m.operator if m.clock == "kernel" else f"{m.operator} ({m.clock})"), []).append(index)
     for (device, operator), chosen in sorted(groups.items()):
         points = _points(score, chosen)

@@ -283,13 +283,15 @@ def compute_format(supported: frozenset[str], a: Format, b: Format) -> str | Non
     """The narrowest supported format that can represent the values of both operands, or None.
 
     Equal formats that are supported are used as they are. Integers stay integers when both are; otherwise the float operand
-    decides and the other is converted to it (integers up to 8 bits fit into 16-bit floats).
+    decides and the other is converted to it (integers up to 8 bits fit into 16-bit floats, those of 4 bits into 8-bit ones).
 
     >>> from workloads.format import parse_format as f
     >>> compute_format(frozenset({"fp16", "int8"}), f("fp16"), f("int4-g128"))
     'fp16'
     >>> compute_format(frozenset({"fp16", "int8"}), f("int8"), f("ternary"))
     'int8'
+    >>> compute_format(frozenset({"fp16", "fp8-e4m3"}), f("fp8-e4m3"), f("int4-g128"))
+    'fp8-e4m3'
     """
     if a.name == b.name and a.name in supported:
         return a.name
@@ -300,7 +302,10 @@ def compute_format(supported: frozenset[str], a: Format, b: Format) -> str | Non
         if integer:
             return integer
     floats = [f for f in (a, b) if f.family in ("float", "lossless")]
-    need = max([f.element_bits for f in floats] + ([16] if len(floats) < 2 or a.family != b.family else []) or [16])
+    wide = [16] if len(floats) < 2 or a.family != b.family else []
+    if len(floats) == 1 and floats[0].element_bits == 8 and any(f.family in integers and f.element_bits <= 4 for f in (a, b)):
+        wide = []
+    need = max([f.element_bits for f in floats] + wide or [16])
     named = [f.name for f in floats]
     fits = [(bits, name not in named, name) for name, bits in _FLOAT_BITS.items() if name in supported and bits >= need]
     return min(fits)[2] if fits else None

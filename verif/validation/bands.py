@@ -33,12 +33,13 @@ ALIKE = {"fp16": "bf16", "bf16": "fp16"}
 @dataclass(frozen=True)
 class Band:
     """Nine of ten measured latencies of a class lay between `low` and `high` times the prediction. `basis` says which class, on
-    which device, and how many; `exact` whether the device itself was measured, or another one of its generation."""
+    which `device`, and how many; `exact` whether the device itself was measured, or another one of its generation."""
 
     low: float
     high: float
     basis: str
     exact: bool
+    device: str
 
     def __repr__(self) -> str:
         return f"Band({self.low:.2f} to {self.high:.2f} times; {self.basis})"
@@ -89,9 +90,9 @@ def band(device: Device, operator: str, dtype: str, size_class: str, classes: Se
                 for found in by_device[name]:
                     if found["size_class"] == size:
                         exact = name == device.name and itself
-                        variant = ", of which this is a variant" if name == device.name and not itself else ""
+                        variant = "" if exact else ", of which this is a variant" if name == device.name else ", of the same generation"
                         basis = f"{found['n']} measured {operator} {wanted} ({size} sizes) on {name}{variant}, none of them fitted"
-                        return Band(found["low"], found["high"], basis, exact)
+                        return Band(found["low"], found["high"], basis, exact, name)
     return None
 
 

@@ -24,7 +24,7 @@ def launched(kernels_s: Sequence[float], issue_s: float, latency_s: float = 0.0)
 
     The device runs them in order, one at a time. While the queue is not empty the sum of waiting times grows with each kernel: that
     is how TKLQT tells a device-bound sequence from a host-bound one (Vellaisamy et al., "Characterizing and Optimizing LLM Inference
-    Workloads on CPU-GPU Coupled Architectures", 2025). Raises `ValueError` for a sequence without kernels and for negative times.
+    Workloads on CPU-GPU Coupled Architectures", ISPASS 2025). Raises `ValueError` for a sequence without kernels and for negative times.
 
     >>> launched([2.0, 2.0, 2.0], 1.0)
     Launched(total_s=7.0, queued_s=3.0, host_bound=False)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import MappingProxyType
+
+from workloads.cost import attended_pairs
+from workloads.format import parse_format
 
 CLOCKS = ("kernel", "launch", "host", "request")
 """`kernel`: device time of back-to-back kernels, the gap between two of them included; `launch`: time of kernels that a host issues
@@ -19,7 +22,9 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "gemm": ("m", "n", "k"),
     "attention-prefill": ("batch", "queries", "keys", "heads", "kv_heads", "head_dim"),
     "attention-decode": ("batch", "queries", "keys", "heads", "kv_heads", "head_dim"),
+    "grouped-gemm": ("rows", "experts", "n", "k"),
     "softmax": ("rows", "columns"),
+    "top-k": ("rows", "columns", "top_k"),
     "layernorm": ("rows", "columns"),
     "rmsnorm": ("rows", "columns"),
     "gelu": ("elements",),
@@ -34,8 +39,15 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "llama-layer": ("batch", "queries", "keys", "hidden", "inter", "heads", "kv_heads"),
     "model-step": ("layers", "hidden", "inter", "heads", "kv_heads", "vocabulary", "gated", "tp", "batch", "queries", "keys"),
 }
-"""Operators that are predicted, and the sizes that each is stated by. `empty` is a kernel that computes next to nothing; `llama-layer` a
+"""Operators that are predicted, and the sizes that each is stated by. `grouped-gemm` multiplies `rows` rows, dealt evenly over `experts`
+matrices; `top-k` finds the `top_k` largest of each row; `empty` is a kernel that computes next to nothing; `llama-layer` a
 layer as torch runs it operator by operator; `model-step` one step of a whole model on each of `tp` devices."""
+
+MOST = {"queries": 1 << 24, "experts": 1 << 16, "layers": 1 << 12}
+"""Sizes whose parts are gone through one by one: more are refused."""
+
+WINDOW = "window"
+"""A size that attention may have beside its own: the last so many keys that a query sees (0: all)."""
 
 WHOLES = ("llama-layer", "model-step")
 """Operators that are many kernels."""
@@ -44,12 +56,20 @@ DTYPES = {
     "bf16": ("bf16", "bf16", "bf16"),
     "fp16": ("fp16", "fp16", "fp16"),
     "fp8": ("fp8-e4m3", "fp8-e4m3", "bf16"),
+    "fp8_static": ("fp8-e4m3", "fp8-e4m3", "bf16"),
+    "fp8_block": ("fp8-e4m3", "fp8-e4m3", "bf16"),
+    "nvfp4": ("nvfp4", "nvfp4", "bf16"),
+    "mxfp4": ("mxfp4", "mxfp4", "bf16"),
     "int8": ("int8", "int8", "bf16"),
     "w8a16": ("bf16", "int8", "bf16"),
     "w4a16": ("bf16", "int4-g128", "bf16"),
+    "w4a16_mxfp4": ("bf16", "mxfp4", "bf16"),
+    "w4a8": ("fp8-e4m3", "int4-g128", "bf16"),
     "bf16-kv8": ("bf16", "fp8-e4m3", "bf16"),
 }
-"""Formats of the activations, of the weights (or keys and values) and of the result, by the name of a data type."""
+"""Formats of the activations, of the weights (or keys and values) and of the result, by the name of a data type. `fp8` has one scale per
+tensor or row, `fp8_static` one that is known before the call, `fp8_block` one for each 128 activations of a row and each 128 x 128
+weights (3 % more bytes of activations, not counted; the sums of blocks are taken to be scaled beside the products)."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +101,7 @@ class Measurement:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", MappingProxyType(dict(self.shape)))
 
-    @property
+    @cached_property
     def fitted(self) -> bool:
         """Whether constants may be fitted on it: half of the shapes, by a hash of the shape alone. The other half is only ever
         scored, whatever the device, the data type or the file."""
@@ -101,7 +121,7 @@ class Measurement:
     @cached_property
     def work(self) -> tuple[int, float]:
         """Floating-point operations and the fewest bytes that must move."""
-        acts, weights, result = (_BYTES[name] for name in DTYPES[self.dtype])
+        acts, weights, result = (_bytes(name) for name in DTYPES[self.dtype])
         s = self.shape
         match self.operator:
             case "gemm":
@@ -109,11 +129,16 @@ class Measurement:
                 size = s["m"] * s["k"] * acts + s["n"] * s["k"] * weights + s["m"] * s["n"] * result
                 return 2 * s["m"] * s["n"] * s["k"] * count, size * count
             case "attention-prefill" | "attention-decode":
-                past = s["keys"] - s["queries"]
-                pairs = s["queries"] * past + s["queries"] * (s["queries"] + 1) // 2
+                window = s.get(WINDOW, 0)
+                pairs = attended_pairs(s["queries"], s["keys"], causal=True, window=window)
                 queries = s["batch"] * s["queries"] * s["heads"] * s["head_dim"]
-                keys = s["batch"] * s["keys"] * s["kv_heads"] * s["head_dim"]
+                seen = min(s["keys"], window + s["queries"] - 1) if window else s["keys"]
+                keys = s["batch"] * seen * s["kv_heads"] * s["head_dim"]
                 return 4 * s["batch"] * s["heads"] * s["head_dim"] * pairs, 2 * queries * result + 2 * keys * weights
+            case "grouped-gemm":
+                used = min(s["rows"], s["experts"])
+                size = s["rows"] * s["k"] * acts + used * s["n"] * s["k"] * weights + s["rows"] * s["n"] * result
+                return 2 * s["rows"] * s["n"] * s["k"], size
             case name if name in COLLECTIVES:
                 return 0, float(s["bytes"])
             case "moe":
@@ -134,6 +159,8 @@ class Measurement:
                 return 0, 2 * acts
             case "copy":
                 return 0, 2 * s["elements"] * acts
+            case "top-k":
+                return 0, s["rows"] * (s["columns"] + s["top_k"]) * acts
             case "softmax" | "layernorm" | "rmsnorm" | "rope":
                 return 0, 2 * s["rows"] * s["columns"] * acts
             case "embedding":
@@ -143,18 +170,24 @@ class Measurement:
             case _:
                 return 0, 3 * s["elements"] * acts
 
-    @property
+    @cached_property
     def size_class(self) -> str:
         """`small`, `medium` or `large`: by operations for products and prefill, by bytes for what only streams."""
         return size_class(self.operator, *self.work)
 
 
-_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8-e4m3": 1.0, "int8": 1.0, "int4-g128": (4 + 16 / 128) / 8}
+@lru_cache
+def _bytes(name: str) -> float:
+    return float(parse_format(name).bits) / 8
+
+
+PRODUCTS = ("gemm", "grouped-gemm", "moe", "attention-prefill", "attention-decode")
+"""Operators whose operands are multiplied in the data type's formats."""
 
 
 def size_class(operator: str, flops: float, size: float) -> str:
     """`small`, `medium` or `large`: by operations for products and prefill, by bytes for what only streams."""
-    return _class(flops, 1e9, 1e11) if operator in ("gemm", "attention-prefill", "moe", *WHOLES) else _class(size, 1e6, 1e8)
+    return _class(flops, 1e9, 1e11) if operator in ("gemm", "grouped-gemm", "attention-prefill", "moe", *WHOLES) else _class(size, 1e6, 1e8)
 
 
 def _class(value: float, small: float, large: float) -> str:

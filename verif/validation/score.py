@@ -10,12 +10,13 @@ import numpy as np
 from hw.device import Device
 from hw.devices import FOLDER, load
 from hw.errors import HardwareError
-from hw.generations import names as generations
+from hw.generations import with_generation
 from mapper.errors import MappingError
 from verif.validation.baselines import BASELINES, fit
 from verif.validation.hygiene import unphysical
 from verif.validation.measurement import Measurement
 from verif.validation.predict import Predictor
+from workloads.errors import WorkloadError
 
 Key = tuple[str, str, str, str]
 
@@ -54,14 +55,14 @@ def evaluate(measurements: Iterable[Measurement], *, leave_one_device_out: bool 
             devices[name] = load(name)
             predictors[name] = Predictor(devices[name])
             if leave_one_device_out:
-                others[name] = Predictor(without_own_constants(name))
+                others[name] = Predictor(without_own_constants(name), LENDERS.get(devices[name].generation or "", ""))
         if why := unphysical(measurement, devices[name]):
             excluded.append((measurement, why))
             continue
         try:
             seconds = predictors[name].seconds(measurement)
             foreign = others[name].seconds(measurement) if leave_one_device_out else 0.0
-        except (MappingError, HardwareError) as error:
+        except (MappingError, HardwareError, WorkloadError) as error:
             reason = f"{name} {measurement.operator} {measurement.dtype}: {error}"
             refused[reason] = refused.get(reason, 0) + 1
             continue
@@ -71,7 +72,7 @@ def evaluate(measurements: Iterable[Measurement], *, leave_one_device_out: bool 
     baselines = {label: tuple(np.zeros(len(kept))) for label in BASELINES}
     for label in BASELINES:
         values = np.zeros(len(kept))
-        for indices in _groups(kept).values():
+        for indices in groups(kept).values():
             chosen = [kept[i] for i in indices]
             values[indices] = fit(label, chosen, devices[chosen[0].device])
         baselines[label] = tuple(values)
@@ -79,24 +80,31 @@ def evaluate(measurements: Iterable[Measurement], *, leave_one_device_out: bool 
 
 
 TRANSFER = {"ampere": "hopper", "hopper": "ampere"}
-"""Whose constants stand in for those of a generation."""
+"""Whose constants stand in for those of a fitted generation."""
+
+LENDERS = {"ampere": "h100-sxm", "hopper": "a100-80g"}
+"""Whose constants of links between devices stand in for a generation's."""
 
 
 def without_own_constants(name: str) -> Device:
-    """A device with the constants of the other fitted generation: what would be predicted had its own never been measured."""
+    """A device with the constants of the other fitted generation: what would be predicted had its own never been measured. What is
+    published of its own (data sheet, instruction set, tiles of the vendor's library) stays. A device of a generation that nothing was
+    fitted on is itself such a one."""
     import yaml
 
     data = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    own = data.get("generation", "")
-    data["generation"] = TRANSFER.get(own, next(g for g in generations() if g != own))
-    return Device.from_dict(data, name)
+    if (own := data.get("generation", "")) not in TRANSFER:
+        return load(name)
+    fields = with_generation(data, TRANSFER[own])
+    return Device.from_dict({**fields, "generation": ""}, name)
 
 
-def _groups(measured: Sequence[Measurement]) -> dict[tuple[str, str, str, str], list[int]]:
-    groups: dict[tuple[str, str, str, str], list[int]] = {}
+def groups(measured: Sequence[Measurement]) -> dict[tuple[str, str, str, str], list[int]]:
+    """Indices of the measurements of every device, operator, data type and clock."""
+    found: dict[tuple[str, str, str, str], list[int]] = {}
     for index, m in enumerate(measured):
-        groups.setdefault((m.device, m.operator, m.dtype, m.clock), []).append(index)
-    return groups
+        found.setdefault((m.device, m.operator, m.dtype, m.clock), []).append(index)
+    return found
 
 
 def metrics(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
