@@ -184,13 +184,16 @@ def _whole(size: Any, step: int) -> Any:
 
 
 def operand_bits(number_format: str) -> tuple[int, int]:
-    """Widths of the left and the right operand in shared memory. Formats of one width are counted as whole bytes; of unlike
-    operands (`fp16xint4`) the right one lies there as it is stored.
+    """Widths of the left and the right operand in shared memory. Formats of one width are counted as whole bytes, but for 4-bit floats
+    with block scales, which instructions of their own read packed (PTX ISA, tcgen05.mma.kind::mxf4nvf4); of unlike operands
+    (`fp16xint4`) the right one lies there as it is stored.
 
-    >>> operand_bits("fp16"), operand_bits("int4"), operand_bits("fp16xint4"), operand_bits("int8xternary")
-    ((16, 16), (8, 8), (16, 4), (8, 2))
+    >>> operand_bits("fp16"), operand_bits("int4"), operand_bits("nvfp4"), operand_bits("fp16xint4"), operand_bits("int8xternary")
+    ((16, 16), (8, 8), (4, 4), (16, 4), (8, 2))
     """
     left, right = sides(number_format)
+    if left == right and left in ("nvfp4", "mxfp4"):
+        return 4, 4
     wide = 8 * {"tf32": 4, "fp32": 4, "fp64": 8, "fp16": 2, "bf16": 2}.get(left, 1)
     if left == right:
         return wide, wide
