@@ -76,9 +76,6 @@ BULK_KEYS = 64
 BULK_ROWS = 16
 """Rows of few queries up to which two such thread blocks lie side by side."""
 
-PART_GENERATIONS = ("hopper",)
-"""Generations fed by bulk copies for which libraries load the 16-bit cache of a group in parts, by warps."""
-
 PART_KEYS = 256
 """Keys of a block of few queries whose eight warps load keys and values in parts."""
 
@@ -91,7 +88,7 @@ ROW_CYCLES = 120
 LANE_KEYS = 16
 """Keys of a step of a kernel without matrix instructions."""
 
-LANE_OPERATIONS = 8
+LANE_OPERATIONS = 7
 """Vector operations per element of a key or a value in it: widening, multiplication, sums over threads, addresses; fitted on an H100."""
 
 LANE_LOADS = Fraction(1, 2)
@@ -153,8 +150,9 @@ class WaveAttention(OnMatrixUnit, Wave):
     def style(self) -> Style:
         """Units whose operands threads load run one kernel for prompts and for few queries, two blocks side by side where shared memory
         holds them (FlashAttention 2). Units fed by bulk copies run prompts in blocks of two groups of rows, one on an SM. For few queries
-        libraries have kernels that use bulk copies, on Hopper for 8-bit caches alone (TensorRT-LLM's XQA): for a group with a 16-bit cache
-        they fall back there on those of the generation before. A head by itself (`packed` is 1) is multiplied by the vector unit."""
+        libraries have kernels that use bulk copies, on Hopper for 8-bit caches alone (`bulk_cache`; TensorRT-LLM's XQA): for a group
+        with a 16-bit cache they fall back there on those of the generation before. A head by itself (`packed` is 1) is multiplied by
+        the vector unit."""
         packed = self.kernel.operator.attributes.get("packed", 0)
         if self.few and packed == 1:
             return Style(1, LANE_KEYS, LANE_KEYS, loads=LANE_LOADS, lanes=True)
@@ -166,8 +164,7 @@ class WaveAttention(OnMatrixUnit, Wave):
         if not self.few:
             return Style(GROUP_ROWS, whole, self._keys(PROMPT_GROUPS * GROUP_ROWS, whole))
         rows = packed or self.blocks.group
-        parts = self.target.device.generation in PART_GENERATIONS
-        if parts and rows > 1 and self.blocks.cached[-1].format.element_bits >= 16:
+        if rows > 1 and self.blocks.cached[-1].format.element_bits > self.core.bulk_cache:
             loads = Fraction(self._key_bytes, PART_SIZE)
             return Style(LEAST_ROWS, PART_KEYS, self._keys(min(rows, GROUP_ROWS), PART_KEYS), loads=loads, each=ROW_CYCLES)
         keys = self._keys(min(rows, GROUP_ROWS), BULK_KEYS)
@@ -274,7 +271,9 @@ class WaveAttention(OnMatrixUnit, Wave):
         cycles = {rows: self._block_cycles(rows, k) for rows in {rows for rows, _ in kinds}}
         alone, shared = self._turns({rows: (cycles_to_fs(m, clock), cycles_to_fs(v, vector_clock)) for rows, (m, v) in cycles.items()}, k)
         latency = self.target.memory.latency * self._away
-        wait = ceil(style.loads * latency * h / self.blocks.group)  # of the thread blocks that read a key, the first waits for main memory
+        # of the thread blocks that read a key, the first waits for main memory and the others for the cache
+        missing = self._away * h / self.blocks.group
+        wait = ceil(style.loads * (missing * self.target.memory.latency + (1 - missing) * self.cache[1].latency))
         between = ceil(FIRST_LOADS * latency) + (0 if style.lanes else cycles_to_fs(self.core.attention_overhead, clock))
         each = {rows: cycles_to_fs(style.each * -(-rows // style.rows) * style.rows, clock) for rows in cycles}
         lone = {(r, length): (alone[r] + wait) * length + between + each[r] for r, length in kinds}

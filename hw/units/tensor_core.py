@@ -52,6 +52,8 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
     cycles between thread blocks of attention, beside what they wait for main memory; `attention_overlap`, the share of the shorter
     of an attention block's products and softmax that runs beside the longer one (asynchronous matrix instructions, or those of
     another thread block).
+    `bulk_cache` is how many bits an element of a cache has at most that the vendor's kernels for a group's few queries load by bulk
+    copies, where blocks come in clusters at all.
     `tile_rows` and `tile_columns`
     are the edges of the thread-block tiles that the vendor's library is built for.
     """
@@ -72,13 +74,12 @@ class TensorCore(Unit, kind="tensor_core", executes={"gemm"}):
     mac_power: Energy | None = None
     sustained: dict[str, Share] = Field(default_factory=dict)
     asynchronous: bool = False
+    bulk_cache: Count = 16
     step_latency: int = Field(default=0, ge=0)
     block_overhead: int = Field(default=0, ge=0)
     drain: Ratio = Fraction(0)
     split_latency: Duration = 0
     attention_overhead: int = Field(default=0, ge=0)
-    decode_overhead: int | None = Field(default=None, ge=0)
-    row_overhead: int = Field(default=0, ge=0)
     attention_overlap: Ratio = Fraction(0)
 
     def cycles(self, work: Work) -> int:

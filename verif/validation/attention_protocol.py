@@ -19,6 +19,9 @@ from verif.validation.measurement import WINDOW
 XQA_HEADS = 32
 """Query heads of one key head that TensorRT-LLM's XQA kernels take together; with more of them each head reads its own keys."""
 
+_WITHOUT_XQA = ("blackwell",)
+"""Generations for which TensorRT-LLM has other kernels (trtllm-gen), whose choices are not open."""
+
 _XQA_PART = 128
 """Keys of a part of theirs, at least."""
 
@@ -52,10 +55,10 @@ def attention_protocol(
     """What to add to a measurement's shape, and the kernels of one call before attention itself.
 
     `prompt`: TensorRT-LLM has kernels of their own for prompts, of one token too. `aliased`: its collector asks for a cache of keys
-    alone (SELFKONLY), so that values lie where keys do. `splits` parts of the keys; `packed` 1: every head by itself, without matrix
-    instructions. vLLM writes new keys and values to the cache by a kernel of its own; a group's queries become rows of one product,
-    transposed before and after, which moves nothing for one sequence or one group (SGLang is taken to do as vLLM). TensorRT-LLM rotates
-    and writes in one kernel, which also rearranges the queries of a prompt.
+    alone (SELFKONLY), so that values lie where keys do. `splits` parts of the keys; `packed` heads of a thread block: all that share
+    keys, or one by itself, without matrix instructions. vLLM writes new keys and values to the cache by a kernel of its own; a group's
+    queries become rows of one product, transposed before and after, which moves nothing for one sequence or one group (SGLang is taken
+    to do as vLLM). TensorRT-LLM rotates and writes in one kernel, which also rearranges the queries of a prompt.
     """
     core = _core(device)
     grouped = shape["heads"] > shape["kv_heads"]
@@ -71,8 +74,9 @@ def attention_protocol(
     if prefill:
         before: tuple[str, ...] = ("rearrange", *("overlapped",) * {"bf16": 2, "fp8": 3}.get(dtype, 4))
     else:
-        added |= xqa(shape, dtype, core.count if core else 1)
-        alone = "packed" in added  # a head by itself: the kernel without matrix instructions
+        if load(device).generation not in _WITHOUT_XQA:
+            added |= xqa(shape, dtype, core.count if core else 1)
+        alone = added.get("packed") == 1  # a head by itself: the kernel without matrix instructions
         before = ("overlapped", "early") if dtype != "bf16" else ("empty", "overlapped") if alone else ("overlapped",)
     if core is not None and core.cluster == 1:  # launches overlap since Hopper (programmatic dependent launch)
         before = tuple("empty" if name == "overlapped" else name for name in before if name != "early")
@@ -84,7 +88,7 @@ def xqa(shape: Mapping[str, int], dtype: str, sms: int) -> dict[str, int]:
     more of them than the square root of eight times their number, nor than eight thread blocks per SM.
 
     >>> xqa({"batch": 64, "heads": 32, "kv_heads": 4, "keys": 2048}, "bf16", 132)
-    {'splits': 4}
+    {'packed': 8, 'splits': 4}
     >>> xqa({"batch": 1, "heads": 32, "kv_heads": 4, "keys": 512}, "bf16", 132)
     {'packed': 1}
     """
@@ -94,7 +98,7 @@ def xqa(shape: Mapping[str, int], dtype: str, sms: int) -> dict[str, int]:
     if group == 1 or group > XQA_HEADS or (dtype == "bf16" and _XQA_FEWEST * streams * parts < sms):
         return {"packed": 1}
     parts = min(parts, round(sqrt(_XQA_WAVES * parts)))
-    return {"splits": max(1, min(parts, _XQA_WAVES * sms // streams))}
+    return {"packed": group, "splits": max(1, min(parts, _XQA_WAVES * sms // streams))}
 
 
 def flash_parts(shape: Mapping[str, int], sms: int) -> int:
