@@ -45,9 +45,10 @@ def write(
         loader=PackageLoader("dovetail"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["svg"] = Markup  # the pictures are our own
+    table = _joined(score, beside or {}, half)
     page = environment.get_template("validation.html.j2").render(
         rule=RULE,
-        table=_joined(score, beside or {}, half),
+        table=table,
         baselines=[*score.baselines, *(beside or {})],
         shown={None: "All shapes", True: "The fitted half of the shapes", False: "The held-out half of the shapes"}[half],
         transferred=bool(score.transferred),
@@ -55,7 +56,7 @@ def write(
         excluded=len(score.excluded),
         refused=dict(score.refused),
         other=other,
-        pictures=_pictures(score, half),
+        pictures=_pictures(score, half, table),
     )
     with atomic_writer(path) as file:
         file.write(page)
@@ -74,7 +75,8 @@ def _joined(score: Score, others: Mapping[str, Sequence[float]], half: bool | No
     return [{**row, **{label: table.get(key(row)) for label, table in found.items()}} for row in rows(score, half=half)]
 
 
-def _pictures(score: Score, half: bool | None) -> list[tuple[str, Picture, Picture]]:
+def _pictures(score: Score, half: bool | None, table: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, Picture, Picture]]:
+    """Title, errors in words, and the two pictures of every operator of a device."""
     out = []
     groups: dict[tuple[str, str], list[int]] = {}
     for index, m in enumerate(score.measured):
@@ -92,7 +94,9 @@ def _pictures(score: Score, half: bool | None) -> list[tuple[str, Picture, Pictu
             shapes = (Shape("wide", 4.4, 3.2, 7.2), Shape("narrow", 3.5, 3.0, 8.4))
             wide, narrow = (svg(f"{name}-{what.split()[0]}", shape, label, partial(draw, points, colour)) for shape in shapes)
             both.append(Picture(wide, narrow, legend))
-        out.append((f"{operator} on {device}", both[0], both[1]))
+        classes = [row for row in table if (row["device"], row["operator"], row["size_class"]) == (device, operator, "all")]
+        words = "; ".join(f"{row['dtype']}: {100 * row['mape']:.1f} % over {row['n']} rows" for row in classes)
+        out.append((f"{operator} on {device}", words, both[0], both[1]))
     return out
 
 
