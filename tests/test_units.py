@@ -173,7 +173,8 @@ def test_rtl_is_golden_over_whole_operand_spaces_and_long_streams(unit: Unit):
 
     run = run_long(unit, list(unit.whole_space()) or draw(unit, 400))
     assert run.failures == ()
-    assert run.words >= run.distinct > 50
+    # the narrowest sample, an SRAM slice of two columns, has 38 commands: zero, 6 x 4 writes, build, 4 x 2 look-ups, 4 reads
+    assert run.words >= run.distinct >= 38
 
 
 @needs_amaranth
