@@ -95,9 +95,32 @@ class Residency:
             self.held.pop(operand.tensor, None)
             self.partial.discard(operand.tensor)
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """What was held under one name is now known by another, where that is not held itself."""
+        self.held = OrderedDict((names.get(name, name), size) for name, size in self.held.items() if name not in names.values())
+        self.partial = {names.get(name, name) for name in self.partial if name not in names.values()}
+
     def forget(self, names: Iterable[str]) -> None:
         """Tensors of which the next run of a body has another instance (its weights and caches) take room but are not found."""
         self.partial.update(names)
+
+
+def carried(kernels: list[Kernel]) -> dict[str, str]:
+    """What a repeated body hands on to its next run: the name of the activation that it leaves, and the name by which it enters. Nothing
+    where this is not plain: one activation of a format and size leaves that no kernel of the body reads, and one enters."""
+    inside = {o.tensor for k in kernels for o in k.writes}
+    read = {o.tensor for k in kernels for o in k.reads}
+    leaving: dict[tuple[str, Fraction], set[str]] = {}
+    entering: dict[tuple[str, Fraction], set[str]] = {}
+    for kernel in kernels:
+        for o in kernel.writes:
+            if o.role == "activation" and o.tensor not in read:
+                leaving.setdefault((o.format.name, Fraction(o.total)), set()).add(o.tensor)
+        for o in kernel.reads:
+            if o.role == "activation" and o.tensor not in inside:
+                entering.setdefault((o.format.name, Fraction(o.total)), set()).add(o.tensor)
+    pairs = [(leaving[size], entering[size]) for size in leaving if size in entering]
+    return {left.pop(): entered.pop() for left, entered in pairs if len(left) == len(entered) == 1}
 
 
 Side = Literal["behind", "past", "both"]
@@ -126,6 +149,7 @@ def residents(bodies: list[tuple[int, list[Kernel]]], cache: Cache | None, sides
         first = [run(kernel, side) for kernel, side in zip(kernels, ways, strict=True)]
         if count > 1:
             held.forget(own)
+            held.rename(carried(kernels))
             again = [run(kernel, side) for kernel, side in zip(kernels, ways, strict=True)]
             first = [a & b for a, b in zip(first, again, strict=True)]
             held.forget(own)
