@@ -62,7 +62,7 @@ module bench;
       held <= payload;
       taking <= !({stalls} && noise[23]);
       quiet <= (position >= {words} && taken >= {results}) ? quiet + 1 : 0;
-      if (quiet > 64 || idle > {patience}) begin
+      if (quiet > 64 || idle > {patience} || taken > {results}) begin
         done <= 1;
         $display("RUN first=%0d last=%0d words=%0d results=%0d breaches=%0d", first, last, position, taken, breaches);
         $fclose(file);

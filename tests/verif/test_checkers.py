@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -249,6 +250,28 @@ def test_a_long_run_finds_wrong_arithmetic_and_breaches_of_the_protocol(stalls: 
     assert bool(vanishing.failures) == stalls
     deaf = run_long(UNIT, cases, stalls=stalls, source=backend.convert(Mutant("deaf"), name="dut", emit_src=False))
     assert "0 of" in deaf.failures[0]
+
+
+BABBLER = """module dut(input clk, input rst, input [{word}:0] operands__payload, input operands__valid, output operands__ready,
+  output [{result}:0] result__payload, output result__valid, input result__ready);
+  assign operands__ready = 0;
+  assign result__valid = 1;
+  assign result__payload = 0;
+endmodule
+"""
+
+
+@pytest.mark.rtl
+@needs_gate
+def test_a_unit_that_offers_results_for_ever_is_stopped_at_the_first_one_too_many():
+    from amaranth.back import verilog as backend
+
+    text = backend.convert(Mutant("none"), name="dut", emit_src=False)
+    tops = {port: re.search(rf"\[(\d+):0\] {port}\b", text)[1] for port in ("operands__payload", "result__payload")}
+    cases = draw(UNIT, 5)
+    run = run_long(UNIT, cases, source=BABBLER.format(word=tops["operands__payload"], result=tops["result__payload"]))
+    expected = sum(UNIT.results(case.work) for case in cases)
+    assert run.failures == (f"ternary_row(lanes=4): 0 of {run.words} words went in and {expected + 1} of {expected} results came out",)
 
 
 @pytest.mark.rtl
