@@ -21,11 +21,9 @@ class Sited:
     @cached_property
     def name(self) -> str:
         """Name of the unit."""
-        assert self.target.site is not None
-        return self.target.site.unit
+        return self.target.sited.unit
 
     @cached_property
     def format(self) -> str:
         """What the unit multiplies there."""
-        assert self.target.site is not None
-        return self.target.site.format
+        return self.target.sited.format

@@ -55,6 +55,13 @@ class Target:
     site: Site | None = None
     whole: Device | None = field(default=None, repr=False, compare=False)  # the device of which `device` is what a site sees
 
+    @property
+    def sited(self) -> Site:
+        """The site. Raises `MappingError` on the whole device, which has none."""
+        if self.site is None:
+            raise MappingError(f"{self.device.name}: a mapping for one unit needs the site of that unit; see `Target.at`")
+        return self.site
+
     def at(self, site: Site) -> Target:
         """The device as a kernel at `site` sees it.
 

@@ -174,7 +174,8 @@ def test_rtl_is_golden_over_whole_operand_spaces_and_long_streams(unit: Unit):
     run = run_long(unit, list(unit.whole_space()) or draw(unit, 400))
     assert run.failures == ()
     # the narrowest sample, an SRAM slice of two columns, has 38 commands: zero, 6 x 4 writes, build, 4 x 2 look-ups, 4 reads
-    assert run.words >= run.distinct >= 38
+    narrow = unit.kind == "sram_pim_slice" and getattr(unit, "accumulator_bits", 0) == 4
+    assert run.words >= run.distinct >= (38 if narrow else 51)
 
 
 @needs_amaranth

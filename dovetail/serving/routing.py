@@ -11,7 +11,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,6 +55,16 @@ def parse(text: str, layers: int, experts: int, top_k: int, rng: np.random.Gener
     return Replay(read_trace(path, layers, experts, top_k), experts)
 
 
+@dataclass(frozen=True)
+class _Sets:
+    """Every set of experts that a token can choose: its `members` [sets, top_k], the same as rows of zeros and ones in `table`
+    [sets, experts], and its `odds` [1 or layers, sets], the sum over the orders in which it can be chosen."""
+
+    members: Counts
+    table: Counts
+    odds: np.ndarray[Any, Any]
+
+
 @dataclass
 class Independent:
     """Every token chooses `top_k` distinct experts of a layer, one after the other, by their shares [1 or layers, experts]."""
@@ -69,45 +79,35 @@ class Independent:
         return int(self.shares.shape[1])
 
     @cached_property
-    def _subsets(self) -> np.ndarray[Any, Any] | None:
-        """Every set of experts as a row of zeros and ones; None where there are too many."""
+    def _sets(self) -> _Sets | None:
+        """Every set of experts and its odds; None where there are too many."""
         if math.comb(self.experts, self.top_k) > MOST_SUBSETS or self.top_k > 3:
             return None
-        found = list(combinations(range(self.experts), self.top_k))
-        table = np.zeros((len(found), self.experts), dtype=np.int64)
-        for row, members in enumerate(found):
-            table[row, list(members)] = 1
-        return table
-
-    @cached_property
-    def _odds(self) -> np.ndarray[Any, Any]:
-        """The probability of every set, layer by layer: the sum over the orders in which it can be chosen."""
-        from itertools import permutations
-
-        assert self._subsets is not None
-        odds = np.zeros((len(self.shares), len(self._subsets)))
-        for column, members in enumerate(self._subsets):
-            for order in permutations(np.flatnonzero(members).tolist()):
+        members = np.array(list(combinations(range(self.experts), self.top_k)), dtype=np.int64)
+        table = np.zeros((len(members), self.experts), dtype=np.int64)
+        np.put_along_axis(table, members, 1, axis=1)
+        odds = np.zeros((len(self.shares), len(members)))
+        for column, chosen in enumerate(members.tolist()):
+            for order in permutations(chosen):
                 chance, left = np.ones(len(self.shares)), np.ones(len(self.shares))
                 for expert in order:
                     chance = chance * self.shares[:, expert] / np.maximum(left, 1e-300)
                     left = left - self.shares[:, expert]
                 odds[:, column] += chance
-        shares: np.ndarray[Any, Any] = odds / odds.sum(axis=1, keepdims=True)
-        return shares
+        return _Sets(members, table, odds / odds.sum(axis=1, keepdims=True))
 
     def draw(self, tokens: int) -> Counts:
         """Rows of every expert for so many tokens, [layers, experts]."""
-        subsets = self._subsets
-        if subsets is not None and tokens < len(subsets):
-            one: Counts = self._by_token(tokens, 1)[0]
+        sets = self._sets
+        if sets is not None and tokens < len(sets.table):
+            one: Counts = self._by_token(sets, tokens, 1)[0]
             return one
-        if subsets is not None:
-            if len(self._odds) == 1:
-                drawn = self.rng.multinomial(tokens, self._odds[0], size=self.layers)
+        if sets is not None:
+            if len(sets.odds) == 1:
+                drawn = self.rng.multinomial(tokens, sets.odds[0], size=self.layers)
             else:
-                drawn = np.stack([self.rng.multinomial(tokens, odds) for odds in self._odds])
-            return np.asarray(drawn @ subsets, dtype=np.int64)
+                drawn = np.stack([self.rng.multinomial(tokens, odds) for odds in sets.odds])
+            return np.asarray(drawn @ sets.table, dtype=np.int64)
         if tokens * self.layers * self.experts <= MOST_KEYS:
             with np.errstate(divide="ignore"):
                 keys = np.log(self.shares)[:, None, :] + self.rng.gumbel(size=(self.layers, tokens, self.experts))
@@ -120,33 +120,25 @@ class Independent:
 
     def several(self, tokens: int, times: int) -> list[Counts]:
         """What so many draws give."""
-        subsets = self._subsets
-        if subsets is not None and tokens < len(subsets):
-            return list(self._by_token(tokens, times))
-        if times > 1 and len(self.shares) == 1 and subsets is not None:
-            drawn = self.rng.multinomial(tokens, self._odds[0], size=self.layers * times) @ subsets
+        sets = self._sets
+        if sets is not None and tokens < len(sets.table):
+            return list(self._by_token(sets, tokens, times))
+        if times > 1 and len(self.shares) == 1 and sets is not None:
+            drawn = self.rng.multinomial(tokens, sets.odds[0], size=self.layers * times) @ sets.table
             return list(np.asarray(drawn, dtype=np.int64).reshape(times, self.layers, self.experts))
         return [self.draw(tokens) for _ in range(times)]
 
-    def _by_token(self, tokens: int, times: int) -> Counts:
+    def _by_token(self, sets: _Sets, tokens: int, times: int) -> Counts:
         """Every token draws its set of experts, [times, layers, experts]."""
-        assert self._subsets is not None
-        drawn, ends = self.rng.random((times, self.layers, tokens)), np.cumsum(self._odds, axis=1)
-        last = self._odds.shape[1] - 1
+        drawn, ends = self.rng.random((times, self.layers, tokens)), np.cumsum(sets.odds, axis=1)
         if len(ends) == 1:
-            sets = np.searchsorted(ends[0], drawn, side="right")
+            found = np.searchsorted(ends[0], drawn, side="right")
         else:
-            sets = np.stack([np.searchsorted(row, drawn[:, layer], side="right") for layer, row in enumerate(ends)], axis=1)
-        chosen = self._members[np.minimum(sets, last)].reshape(times * self.layers, -1)
+            found = np.stack([np.searchsorted(row, drawn[:, layer], side="right") for layer, row in enumerate(ends)], axis=1)
+        chosen = sets.members[np.minimum(found, len(sets.members) - 1)].reshape(times * self.layers, -1)
         offsets = np.arange(times * self.layers)[:, None] * self.experts
         counts = np.bincount((chosen + offsets).ravel(), minlength=times * self.layers * self.experts)
         return counts.reshape(times, self.layers, self.experts)
-
-    @cached_property
-    def _members(self) -> Counts:
-        """The experts of every set, [sets, top_k]."""
-        assert self._subsets is not None
-        return np.nonzero(self._subsets)[1].reshape(len(self._subsets), self.top_k)
 
     def _one_by_one(self, tokens: int, shares: np.ndarray[Any, Any]) -> Counts:
         """Expert by expert without regard to which tokens have chosen it, none of them more often than there are tokens."""

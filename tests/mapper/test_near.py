@@ -9,6 +9,7 @@ from hw.pim.logic import BundlePath
 from hw.units.near_pim import NearUnit
 from hw.work import Gemm, Vector
 from mapper.compile import compile_graph
+from mapper.errors import MappingError
 from mapper.kernels import fuse
 from mapper.near import Near
 from mapper.placement import sites
@@ -205,3 +206,8 @@ def test_a_device_of_other_rates_moves_the_crossover():
     slow = {**device.units, "near": device.units["near"].model_copy(update={"count": 16})}
     compiled = compile_graph(product(16), device.model_copy(update={"units": slow}), co_processing=False)
     assert compiled.kernels[0].plan.mapping.unit == "tensor"
+
+
+def test_a_mapping_for_one_unit_on_the_whole_device_is_refused_with_the_device_named():
+    with pytest.raises(MappingError, match=r"a100-80g: a mapping for one unit needs the site"):
+        _ = Target(load("a100-80g")).sited
